@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `clipkit` command. Each verb is a module of this package, imported only when it is the one asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "train a CLIP from a configuration file",
+    "eval": "zero-shot classification and retrieval of a trained run",
+    "search": "find the pictures nearest to a sentence",
+    "data": "fetch and build a real captioned-picture set",
+    "index": "index webdataset shards or a CSV",
+    "export": "write a run's weights as safetensors",
+    "doctor": "say which backends work here, and why others do not",
+}
+
+_USAGE_EXIT_CODE = 2
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """The whole parser; only `verb`'s module is imported, the others are listed by their one-line help."""
+    parser = argparse.ArgumentParser(prog="clipkit", description="Contrastive image-text training, block by block.")
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    for name, help_text in VERBS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        if name == verb:
+            module = importlib.import_module(f"clipkit.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. A user's mistake is one line on stderr and exit code 2, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    options = build_parser(verb).parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        if type(error) not in (ValueError, TypeError, FileNotFoundError):
+            raise  # a subclass (UnicodeDecodeError, ...) is a defect of ours: keep its traceback
+        print(f"clipkit {verb}: {error}", file=sys.stderr)
+        return _USAGE_EXIT_CODE
