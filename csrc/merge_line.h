@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Merging per-tile partial sums of exponentials into log-sum-exps. The body of one thread lives here, so that the CUDA kernel and a plain
+// C++ loop (which is how the tests run it without a GPU) execute the same lines.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define CLIPKIT_HOST_DEVICE __host__ __device__
+#else
+#define CLIPKIT_HOST_DEVICE
+#endif
+
+namespace clipkit {
+
+// A line whose LSE lies this many nats under the largest offset of its tiles may have lost terms: a term is flushed to zero some 87 nats
+// below its tile's offset, so everything lost by the other lines is under N * exp(-27) of their sum.
+constexpr float kSuspectGap = 60.0f;
+
+// Partials of `lines` rows (or columns) over `tiles` tiles: line l holds sums[t * lines + l] = sum_j exp(s_lj - o) over tile t, where
+// o = offsets[(l / line_block) * offset_line_stride + t * offset_tile_stride] is the offset that tile t used for line l.
+struct Partials {
+  const float* sums;
+  const float* offsets;
+  int64_t lines;
+  int64_t tiles;
+  int64_t line_block;
+  int64_t offset_line_stride;
+  int64_t offset_tile_stride;
+  float* log_sum;        // out: [lines]
+  unsigned char* suspect;  // out: [lines], 1 where the line must be computed again with its own offset
+};
+
+// What thread number `line` does; threads past the end do nothing.
+CLIPKIT_HOST_DEVICE inline void merge_line(int64_t line, const Partials& partials) {
+  if (line >= partials.lines) return;
+  const float* sums = partials.sums + line;
+  const float* offsets = partials.offsets + (line / partials.line_block) * partials.offset_line_stride;
+
+  float largest = -INFINITY;  // over all tiles: what decides whether the line is suspect
+  float reference = -INFINITY;  // over the tiles that contributed: what the sum is taken relative to
+  for (int64_t tile = 0; tile < partials.tiles; ++tile) {
+    const float offset = offsets[tile * partials.offset_tile_stride];
+    if (offset > largest) largest = offset;
+    // A NaN sum counts as a contribution, so that it reaches the result.
+    if (sums[tile * partials.lines] != 0.0f && offset > reference) reference = offset;
+  }
+  float total = 0.0f;
+  for (int64_t tile = 0; tile < partials.tiles; ++tile) {
+    const float sum = sums[tile * partials.lines];
+    if (sum != 0.0f) total += sum * expf(offsets[tile * partials.offset_tile_stride] - reference);
+  }
+  const float log_sum = total == 0.0f ? -INFINITY : reference + logf(total);
+  partials.log_sum[line] = log_sum;
+  partials.suspect[line] = log_sum < largest - kSuspectGap ? 1 : 0;
+}
+
+}  // namespace clipkit
