@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Package list and the optional compiled part, `clipkit._native`.
 
-Two environment variables decide what is compiled: CLIPKIT_BUILD_CPU (csrc/cpu and the bindings) and CLIPKIT_BUILD_CUDA (csrc/cuda, bound
-through the same module). Each is 0 (never), 1 (build it or fail) or auto (the default: build it where the tools are, say so in one line and
-install without it where they are not). CLIPKIT_CUDA_ARCHS ("80;90a") narrows the list of GPU architectures, MAX_JOBS the parallel compilers.
+Two environment variables decide what is compiled: CLIPKIT_BUILD_CPU (csrc/cpu and the bindings) and CLIPKIT_BUILD_CUDA
+(csrc/cuda, bound through the same module). Each is 0 (never), 1 (build it or fail) or auto (the default: build it where
+the tools are; where they are not, say so in one line and install without it). CLIPKIT_CUDA_ARCHS ("80;90a") names the
+GPU architectures, MAX_JOBS the number of parallel compilers.
 
 torch is neither needed nor linked: functions take raw pointers, so one build serves every torch version.
 """
@@ -11,6 +12,7 @@ torch is neither needed nor linked: functions take raw pointers, so one build se
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -27,7 +29,7 @@ DEFAULT_CUDA_ARCHS = ("80", "89", "90a", "100a", "120a")
 PTX_ARCH = "80"
 
 
-class MissingTool(Exception):
+class MissingToolError(Exception):
     """Something the compiled part needs is not on this machine; the text says what and how to get it."""
 
 
@@ -54,18 +56,18 @@ def find_program(variable: str, names: tuple[str, ...]) -> str | None:
 
 
 def cpu_tools() -> dict[str, str]:
-    """What compiling the bindings takes; MissingTool names the first thing that is not there."""
+    """What compiling the bindings takes; MissingToolError names the first thing that is not there."""
     if sys.platform == "win32":
-        raise MissingTool("the compiled part builds on Linux and macOS only")
+        raise MissingToolError("the compiled part builds on Linux and macOS only")
     compiler = find_program("CXX", ("c++", "g++", "clang++"))
     if compiler is None:
-        raise MissingTool("no C++ compiler found; install g++ or clang++, or set CXX")
+        raise MissingToolError("no C++ compiler found; install g++ or clang++, or set CXX")
     include = sysconfig.get_paths()["include"]
     if not Path(include, "Python.h").is_file():
-        raise MissingTool("Python.h not found; install Python's development headers (python3-dev)")
+        raise MissingToolError("Python.h not found; install Python's development headers (python3-dev)")
     for module in ("pybind11", "ninja"):
         if importlib.util.find_spec(module) is None:
-            raise MissingTool(
+            raise MissingToolError(
                 f"the Python package {module} is missing; pip install {module}, or drop --no-build-isolation"
             )
     return {
@@ -76,16 +78,16 @@ def cpu_tools() -> dict[str, str]:
 
 
 def find_nvcc() -> str:
-    """nvcc from CUDACXX, CUDA_HOME or PATH; MissingTool where there is none."""
+    """nvcc from CUDACXX, CUDA_HOME or PATH; MissingToolError where there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = find_program("CUDACXX", ((f"{home}/bin/nvcc",) if home else ()) + ("nvcc",))
     if nvcc is None:
-        raise MissingTool("no nvcc found; install the CUDA toolkit, or set CUDA_HOME")
+        raise MissingToolError("no nvcc found; install the CUDA toolkit, or set CUDA_HOME")
     return nvcc
 
 
 def cuda_archs(nvcc: str) -> list[str]:
-    """The architectures to compile for: those asked for (an unknown one is an error), else the defaults that this nvcc knows."""
+    """The architectures to compile for: those asked for (all must be known), else the defaults that this nvcc knows."""
     listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
     known = {line.strip().removeprefix("sm_") for line in listing.splitlines()}
     asked = os.environ.get("CLIPKIT_CUDA_ARCHS", "").replace(",", ";")
@@ -108,7 +110,7 @@ def decide() -> tuple[list[Extension], dict[str, str] | None, str | None]:
     nvcc = None
     try:
         tools = cpu_tools()
-    except MissingTool as missing:
+    except MissingToolError as missing:
         if cpu_mode == "1" or cuda_mode == "1":
             raise SystemExit(
                 f"clipkit: CLIPKIT_BUILD_{'CPU' if cpu_mode == '1' else 'CUDA'}=1, but {missing}"
@@ -118,7 +120,7 @@ def decide() -> tuple[list[Extension], dict[str, str] | None, str | None]:
     if cuda_mode != "0":
         try:
             nvcc = find_nvcc()
-        except MissingTool as missing:
+        except MissingToolError as missing:
             if cuda_mode == "1":
                 raise SystemExit(f"clipkit: CLIPKIT_BUILD_CUDA=1, but {missing}") from None
             note(f"building without the CUDA part: {missing}")
@@ -151,7 +153,7 @@ class NinjaBuild(build_ext):
         folder = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(TOOLS, nvcc, output), encoding="utf-8")
+        (folder / "build.ninja").write_text(ninja_file(TOOLS or {}, nvcc, output), encoding="utf-8")
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         command = [sys.executable, "-m", "ninja", "-C", str(folder), *jobs]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -159,7 +161,7 @@ class NinjaBuild(build_ext):
 
 
 def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
-    """The text of build.ninja. No -march: the hot loops are cloned per instruction set inside the source and chosen at load time."""
+    """The text of build.ninja. No -march: the sources clone their hot loops per instruction set, chosen when loaded."""
     archs = cuda_archs(nvcc) if nvcc else []
     gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     if archs:
@@ -172,8 +174,9 @@ def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     strip = "" if sys.platform == "darwin" else "-s"
     linker = f"{nvcc} {shared} -cudart static -Xlinker {strip}" if nvcc else f"{tools['cxx']} {shared} {strip}"
+    cxx_flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -Wall {includes} {defines}"
     lines = [
-        f"rule cxx\n  command = {tools['cxx']} -std=c++17 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -Wall {includes} {defines}"
+        f"rule cxx\n  command = {tools['cxx']} {cxx_flags}"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
         f"rule cuda\n  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC {' '.join(gencode)} -I{escape(ROOT / 'csrc')}"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",

@@ -8,7 +8,7 @@ THREADS_PER_BLOCK = 256
 
 
 def merge(native, sums, offsets, line_block, offset_strides):
-    """Run the finaliser's body for whole blocks of threads; guard elements behind the outputs prove that the extra threads do nothing."""
+    """Run the body for whole blocks of threads; guards behind the outputs prove that the extra ones do nothing."""
     tiles, lines = sums.shape
     threads = -(-lines // THREADS_PER_BLOCK) * THREADS_PER_BLOCK
     log_sum = torch.full((threads,), 7.0)
@@ -30,7 +30,7 @@ def merge(native, sums, offsets, line_block, offset_strides):
 
 
 def tile_partials(logits, tile_rows, tile_columns):
-    """What the forward kernel leaves: one offset per tile, row sums [column tiles, rows], column sums [row tiles, columns]."""
+    """One offset per tile, row sums [column tiles, rows] and column sums [row tiles, columns]."""
     blocks = [row.split(tile_columns, 1) for row in logits.split(tile_rows, 0)]
     offsets = torch.stack([torch.stack([tile.max() for tile in row]) for row in blocks])
     row_sums = torch.cat([torch.stack([(tile - tile.max()).exp().sum(1) for tile in row]) for row in blocks], dim=1)
@@ -43,7 +43,7 @@ def test_merged_rows_and_columns_equal_float64(native, rows, columns):
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(rows, columns, generator=generator) * 8).float()
     offsets, row_sums, column_sums = tile_partials(logits, 64, 32)
-    row_tiles, column_tiles = offsets.shape
+    column_tiles = offsets.shape[1]
     row, row_suspect = merge(native, row_sums.contiguous(), offsets, 64, (column_tiles, 1))
     column, column_suspect = merge(native, column_sums.contiguous(), offsets, 32, (1, column_tiles))
     torch.testing.assert_close(row.double(), logits.double().logsumexp(1), rtol=0, atol=2e-5)
