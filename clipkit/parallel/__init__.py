@@ -1,1 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What crosses ranks: who holds which rows of the global batch, and the few collectives a loss needs.
+
+Collectives belong to torch.distributed (gloo and NCCL both run); with one process nothing here communicates.
+"""
+
+from clipkit.parallel.collectives import gather_rows, logaddexp_over_ranks, scatter_sum_rows, sum_over_ranks
+from clipkit.parallel.layout import Layout, group_name, world_size_of
+
+__all__ = [
+    "Layout",
+    "gather_rows",
+    "group_name",
+    "logaddexp_over_ranks",
+    "scatter_sum_rows",
+    "sum_over_ranks",
+    "world_size_of",
+]

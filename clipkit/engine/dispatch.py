@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which implementation runs a sweep, and why another does not.
+
+A backend is a module with `SWEEPS` (the names it implements) and `obstacle(device, dtype)` (why it cannot serve such tensors, or
+None). Forced by the `backend=` argument or the environment variable CLIPKIT_BACKEND; a named backend serves the sweeps that it has
+and leaves the others to `torch`, and one that cannot run at all is an error, never a silent change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipkit.errors import value_error
+
+ENVIRONMENT_VARIABLE = "CLIPKIT_BACKEND"
+
+_MODULES = {
+    "torch": "clipkit.engine.torch_backend",
+    "cpu": "clipkit.engine.cpu_backend",
+    "triton": "clipkit.engine.triton_backend",
+}
+
+_DEFAULTS = {"cpu": "torch", "cuda": "torch"}
+"""Default by device type, `torch` for any other. Triton becomes CUDA's once tests/gpu has passed on a card."""
+
+_NOT_DEFAULT = {
+    "cpu": "one sweep only so far (log_sum_exps); ask for it by name",
+    "triton": "not yet proven on a card by tests/gpu; ask for it by name",
+}
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class BackendStatus(NamedTuple):
+    """One line of `clipkit doctor`: what `name` does for tensors of `device`."""
+
+    name: str
+    device: str
+    dtypes: tuple[str, ...]
+    sweeps: tuple[str, ...]
+    default: bool
+    reason: str
+
+
+def choose(sweep: str, like: Tensor, backend: str) -> Callable[..., Any]:
+    """The function that runs `sweep` on tensors such as `like`; `backend` "" means the environment's or the device's default.
+
+    Raises:
+        ValueError: the backend asked for by name does not exist or cannot serve such tensors here.
+    """
+    asked = backend or os.environ.get(ENVIRONMENT_VARIABLE, "")
+    name = asked or _DEFAULTS.get(like.device.type, "torch")
+    if name not in _MODULES:
+        raise value_error(
+            "backend", got=repr(name), want=f"one of {sorted(_MODULES)}", fix="leave it out to use the default"
+        )
+    module = _load(name)
+    obstacle = module.obstacle(like.device, like.dtype)
+    if obstacle is not None:
+        raise value_error(
+            "backend",
+            got=f"{name!r} for {like.dtype} tensors on {like.device}",
+            want=f"a backend that can serve them ({obstacle})",
+            fix="leave the backend out, or use backend='torch'",
+        )
+    implementing = module if sweep in module.SWEEPS else _load("torch")
+    return getattr(implementing, sweep)
+
+
+def report() -> list[BackendStatus]:
+    """Every backend on every kind of device at hand: what it serves, whether it is the default, and why not."""
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
+    return [_status(name, device) for device in devices for name in _MODULES]
+
+
+def _status(name: str, device: torch.device) -> BackendStatus:
+    module = _load(name)
+    obstacles = {dtype: module.obstacle(device, dtype) for dtype in _DTYPES}
+    served = tuple(str(dtype).removeprefix("torch.") for dtype, obstacle in obstacles.items() if obstacle is None)
+    default = bool(served) and _DEFAULTS.get(device.type, "torch") == name
+    if not served:
+        reason = str(obstacles[torch.float32])
+    else:
+        reason = "default" if default else _NOT_DEFAULT.get(name, "another backend is the default here")
+    return BackendStatus(name, device.type, served, tuple(sorted(module.SWEEPS)), default, reason)
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(_MODULES[name])

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's interface: the sweeps over a pairwise form S = scale · X Yᵀ that the losses are made of.
+
+Shapes everywhere: x [n, d] are this rank's rows, y [m, d] all columns, `scale` a 0-D tensor. Arithmetic, statistics and results are
+fp32 (float64 for float64 inputs): 16-bit inputs are multiplied exactly and accumulated in fp32, and the scale multiplies the fp32
+product. `diagonal=k` says that row i's positive is column k + i. Products of gradients, "G Y", come without the scale.
+
+A backend implements some of these functions under the same names and arguments; `dispatch.choose` finds the one to call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clipkit.engine.dispatch import choose
+
+
+class PairStatistics(NamedTuple):
+    """Student and teacher log-sum-exps, and teacher-weighted means, of two forms over the same pairs; rows [n], columns [m].
+
+    With P and Q the row and column softmax of the teacher's logits T:
+    row_gap_i = Σ_j P_ij (T_ij - S_ij), row_teacher_i = Σ_j P_ij T_ij, and the same down the columns with Q.
+    """
+
+    row_student: Tensor
+    row_teacher_lse: Tensor
+    row_gap: Tensor
+    row_teacher: Tensor
+    column_student: Tensor
+    column_teacher_lse: Tensor
+    column_gap: Tensor
+    column_teacher: Tensor
+
+
+def log_sum_exps(
+    x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, backend: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Row and column log-sum-exps of S, [n] and [m]; with `diagonal`, positives are left out (-inf where nothing is left)."""
+    return choose("log_sum_exps", x, backend)(x, y, scale, diagonal=diagonal)
+
+
+def exponential_products(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    *,
+    row_offset: Tensor | None,
+    column_offset: Tensor | None,
+    diagonal: int,
+    diagonal_weight: Tensor,
+    want_x: bool = True,
+    want_y: bool = True,
+    backend: str = "",
+) -> tuple[Tensor | None, Tensor | None]:
+    """(G Y [n, d], Gᵀ X [m, d]) for G_ij = e^(S_ij - row_offset_i) + e^(S_ij - column_offset_j), and G = diagonal_weight_i on positives.
+
+    Without `row_offset` or without `column_offset` that term is absent. The positives' weights come from outside because they
+    are differences near zero (P_ii - 1) that only their own formula gets right.
+    """
+    return choose("exponential_products", x, backend)(
+        x,
+        y,
+        scale,
+        row_offset=row_offset,
+        column_offset=column_offset,
+        diagonal=diagonal,
+        diagonal_weight=diagonal_weight,
+        want_x=want_x,
+        want_y=want_y,
+    )
+
+
+def sigmoid_sweep(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *, diagonal: int, want_gradients: bool, backend: str = ""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(Σ softplus(-z X), G Y, Gᵀ X, Σ G) for X = S + bias, z = +1 on positives and -1 elsewhere, G = -z σ(-z X)."""
+    return choose("sigmoid_sweep", x, backend)(x, y, scale, bias, diagonal=diagonal, want_gradients=want_gradients)
+
+
+def labelled_sigmoid_sweep(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target_offsets: Tensor,
+    target_indices: Tensor,
+    *,
+    want_gradients: bool,
+    backend: str = "",
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(Σ softplus(-z X), G W, Gᵀ x, Σ_rows G) for X = x Wᵀ + bias, positives of row i being target_indices[offsets_i : offsets_i+1]."""
+    return choose("labelled_sigmoid_sweep", x, backend)(
+        x, weight, bias, target_offsets, target_indices, want_gradients=want_gradients
+    )
+
+
+def softmax_sweep(
+    x: Tensor, y: Tensor, scale: Tensor, labels: Tensor, *, want_x: bool, want_y: bool, backend: str = ""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(Σ_i LSE_i - S_i,label, G Y, Gᵀ X) for G = row softmax minus one-hot(labels), labels [n] int64 columns."""
+    return choose("softmax_sweep", x, backend)(x, y, scale, labels, want_x=want_x, want_y=want_y)
+
+
+def pair_statistics(
+    x: Tensor, y: Tensor, scale: Tensor, x_teacher: Tensor, y_teacher: Tensor, teacher_scale: Tensor, *, backend: str = ""
+) -> PairStatistics:
+    """Statistics of a student's and a teacher's form over the same pairs; both tiles are made together, neither is stored."""
+    return choose("pair_statistics", x, backend)(x, y, scale, x_teacher, y_teacher, teacher_scale)
+
+
+def pair_products(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    x_teacher: Tensor,
+    y_teacher: Tensor,
+    teacher_scale: Tensor,
+    *,
+    row_student: Tensor,
+    row_teacher: Tensor,
+    column_student: Tensor,
+    column_teacher: Tensor,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    """(G Y, Gᵀ X) for G = P - P_teacher + Q - Q_teacher, from the four log-sum-exps."""
+    return choose("pair_products", x, backend)(
+        x,
+        y,
+        scale,
+        x_teacher,
+        y_teacher,
+        teacher_scale,
+        row_student=row_student,
+        row_teacher=row_teacher,
+        column_student=column_student,
+        column_teacher=column_teacher,
+    )
+
+
+class Direction(NamedTuple):
+    """A direction in which a pairwise form is differentiated: rows move along x [n, d], columns along y [m, d].
+
+    The form's own derivative is R_ij = scale (x_i · Y_j + X_i · y_j).
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+def curvature_sums(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    along_rows: Direction,
+    along_columns: Direction,
+    *,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    """(Σ_j P_ij R_ij [n], Σ_i Q_ij R'_ij [m]): R along `along_rows`, R' along `along_columns`, P and Q the row and column softmax."""
+    return choose("curvature_sums", x, backend)(
+        x, y, scale, along_rows, along_columns, row_lse=row_lse, column_lse=column_lse
+    )
+
+
+def curvature_products(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    along_rows: Direction,
+    along_columns: Direction,
+    *,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    row_mean: Tensor,
+    column_mean: Tensor,
+    row_miss: Tensor,
+    column_miss: Tensor,
+    diagonal: int,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    """The Hessian-vector sweep of the CLIP loss, research equation of gradient distillation, without the scale.
+
+    With M = P∘(R - row_mean) + Q∘(R' - column_mean) and P - I, Q - I whose diagonals are -row_miss, -column_miss:
+    (M Y + (P-I) along_rows.y + (Q-I) along_columns.y,  Mᵀ X + (P-I)ᵀ along_rows.x + (Q-I)ᵀ along_columns.x).
+    """
+    return choose("curvature_products", x, backend)(
+        x,
+        y,
+        scale,
+        along_rows,
+        along_columns,
+        row_lse=row_lse,
+        column_lse=column_lse,
+        row_mean=row_mean,
+        column_mean=column_mean,
+        row_miss=row_miss,
+        column_miss=column_miss,
+        diagonal=diagonal,
+    )

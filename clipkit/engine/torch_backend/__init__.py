@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend in plain torch: chunked, any device, float64-capable. The oracle that users can read, and the fallback that works."""
+
+from __future__ import annotations
+
+import torch
+
+from clipkit.engine.torch_backend.detached import softmax_sweep
+from clipkit.engine.torch_backend.exponential import exponential_products, log_sum_exps
+from clipkit.engine.torch_backend.second_order import curvature_products, curvature_sums
+from clipkit.engine.torch_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
+from clipkit.engine.torch_backend.two_forms import pair_products, pair_statistics
+
+SWEEPS = (
+    "curvature_products",
+    "curvature_sums",
+    "exponential_products",
+    "labelled_sigmoid_sweep",
+    "log_sum_exps",
+    "pair_products",
+    "pair_statistics",
+    "sigmoid_sweep",
+    "softmax_sweep",
+)
+
+__all__ = ["SWEEPS", "obstacle", *SWEEPS]
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve such tensors; it serves all."""
+    return None

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every loss asks of its arguments, so that a mistake is named before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipkit.errors import type_error, value_error
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_features(**named: Tensor) -> None:
+    """Every argument a floating [n, d] tensor with d >= 1, all on one device.
+
+    Raises:
+        TypeError: not a tensor, or not of a floating type that the engine accumulates exactly.
+        ValueError: not two-dimensional, no columns, or another device than the first argument's.
+    """
+    first_name, first = next(iter(named.items()))
+    for name, features in named.items():
+        if not isinstance(features, Tensor):
+            raise type_error(
+                name, got=f"a {type(features).__name__}", want="a torch.Tensor [n, d]", fix="pass the encoder's output"
+            )
+        if features.dtype not in FLOATS:
+            raise type_error(
+                name, got=str(features.dtype), want="float32, bfloat16, float16 or float64", fix="convert it with .to(...)"
+            )
+        if features.dim() != 2 or features.shape[1] == 0:
+            raise value_error(
+                name,
+                got=f"shape {tuple(features.shape)}",
+                want="two dimensions [n, d] with d >= 1",
+                fix="pass one row of features per sample",
+            )
+        if features.device != first.device:
+            raise value_error(
+                name,
+                got=f"a tensor on {features.device}",
+                want=f"{first_name}'s device, {first.device}",
+                fix=f"move it with .to({str(first.device)!r})",
+            )
+
+
+def check_same(what: str, axis: int, **named: Tensor) -> None:
+    """All arguments equal in size along `axis` ("rows" or "columns" in the message is `what`)."""
+    (first_name, first), *others = named.items()
+    for name, features in others:
+        if features.shape[axis] != first.shape[axis]:
+            raise value_error(
+                name,
+                got=f"{features.shape[axis]} {what} (shape {tuple(features.shape)})",
+                want=f"as many {what} as {first_name}: {first.shape[axis]} (shape {tuple(first.shape)})",
+                fix="pass both towers of the same samples and of the same embedding width",
+            )
+
+
+def check_pair(**named: Tensor) -> None:
+    """Two towers of one model: [n, d] each, row i of one belonging to row i of the other."""
+    check_features(**named)
+    check_same("columns", 1, **named)
+    check_same("rows", 0, **named)
+
+
+def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise value_error(argument, got=repr(value), want=f"one of {list(choices)}", fix="choose one of them")
+
+
+def check_fraction(argument: str, value: float, *, low: float, high: float, low_open: bool = False) -> None:
+    """low <= value <= high, or low < value where `low_open`."""
+    if not (low < value if low_open else low <= value) or not value <= high:
+        bracket = "(" if low_open else "["
+        raise value_error(argument, got=value, want=f"a number in {bracket}{low}, {high}]", fix="correct the setting")
+
+
+def check_nonempty(total: int, least: int = 1) -> None:
+    """The global batch has at least `least` pairs."""
+    if total < least:
+        raise value_error(
+            "image_features",
+            got=f"{total} rows in the global batch",
+            want=f"at least {least}",
+            fix="skip the step when no rank has samples" if least == 1 else "use a larger batch: negatives are needed",
+        )
+
+
+def check_vector(argument: str, vector: Tensor, length: int, like: Tensor) -> None:
+    """`vector` is a floating [length] tensor on the device of `like`."""
+    if not isinstance(vector, Tensor) or not vector.is_floating_point():
+        got = str(vector.dtype) if isinstance(vector, Tensor) else f"a {type(vector).__name__}"
+        raise type_error(argument, got=got, want="a floating tensor [n]", fix="pass this rank's rows of the state")
+    if vector.shape != (length,) or vector.device != like.device:
+        raise value_error(
+            argument,
+            got=f"shape {tuple(vector.shape)} on {vector.device}",
+            want=f"shape ({length},) on {like.device}: one value per row of the features",
+            fix="gather the state of this rank's samples",
+        )
+
+
+def as_scalar(argument: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """`value` as a 0-D tensor of the accumulation type on the features' device, differentiable in the tensor it came from.
+
+    Accepts a float, a 0-D tensor, or a one-element tensor [1]; the gradient takes the shape and dtype of what was passed.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            raise value_error(
+                argument,
+                got=f"a {value.dtype} tensor of shape {tuple(value.shape)}",
+                want="one floating number: a float, a 0-D or a [1] tensor",
+                fix="pass the multiplier itself (logit_scale.exp())",
+            )
+        if value.device != like.device and value.device.type != "cpu":
+            raise value_error(
+                argument, got=f"a tensor on {value.device}", want=f"{like.device}", fix=f"move it to {like.device}"
+            )
+        return value.reshape(()).to(device=like.device, dtype=dtype)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full((), float(value), dtype=dtype, device=like.device)
+    raise type_error(
+        argument, got=f"a {type(value).__name__}", want="a float, a 0-D or a [1] tensor", fix="pass the multiplier itself"
+    )
+
+
+def common_type(*features: Tensor) -> tuple[Tensor, ...]:
+    """The features in one floating type, the widest that was passed."""
+    dtype = features[0].dtype
+    for other in features[1:]:
+        dtype = torch.promote_types(dtype, other.dtype)
+    return tuple(each.to(dtype) for each in features)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The symmetric contrastive loss of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), exact over the global batch.
+
+With S = scale · I Tᵀ, r and c its row and column log-sum-exps over N pairs:
+L = 1/(2N) Σ_i (r_i - S_ii) + (c_i - S_ii),  ∂L/∂S = (P + Q - 2·Id)/(2N), P and Q the row and column softmax.
+
+Both terms are computed in margin form: with δ_i the log-sum-exp over the negatives minus S_ii, r_i - S_ii = softplus(δ_i) and
+1 - P_ii = σ(δ_i). In fp32 r_i - S_ii itself would be a difference of numbers near 100, lost below 7.6e-6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn import functional as F
+
+from clipkit.engine import sweeps
+from clipkit.functional._checks import as_scalar, check_fraction, check_nonempty, check_pair, common_type
+from clipkit.functional._ops import accumulation, loss_op, nothing
+from clipkit.functional._products import Products, positive_logits, widen
+from clipkit.parallel import (
+    Layout,
+    gather_rows,
+    group_name,
+    logaddexp_over_ranks,
+    sum_over_ranks,
+    world_size_of,
+)
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    label_smoothing: float = 0.0,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """CLIP's loss over the global batch, in nats, without ever holding the matrix of logits.
+
+    Args:
+        image_features: this rank's rows [n, d], fp32, bf16, fp16 or float64, usually L2-normalised.
+        text_features: [n, d], row i belonging to image i. Ranks may hold different n, and none.
+        logit_scale: the multiplier of the inner products (already exponentiated): a float, a 0-D or a [1] tensor.
+        label_smoothing: ε in [0, 1]; ε/N of the target mass goes to every pair, the positive included.
+        group: the process group that shares the batch; None for this process alone.
+        backend: the engine's backend by name; None for the device's default (`clipkit doctor` prints it).
+
+    Returns:
+        0-D fp32 (float64 for float64 inputs), equal on every rank. After the mean that DDP or FSDP takes over ranks, gradients are
+        those of one process holding the whole batch; the gradient of `logit_scale` already is the global one on each rank.
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: shapes, widths or devices that do not fit together, an unknown or unusable backend, or an empty global batch.
+    """
+    check_pair(image_features=image_features, text_features=text_features)
+    check_fraction("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    image, text = common_type(image_features, text_features)
+    scale = as_scalar("logit_scale", logit_scale, image)
+    outputs = _clip_forward(image, text, scale, float(label_smoothing), group_name(group), backend or "")
+    return outputs[0]
+
+
+@loss_op("clip_forward")
+def _clip_forward(
+    image: Tensor, text: Tensor, scale: Tensor, label_smoothing: float, group: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, row LSE [n], column LSE [N], positives' weight in G [n], all ranks' text [N, d] unless alone, rows per rank [W])."""
+    layout = Layout.of(image, group)
+    check_nonempty(layout.total)
+    all_text = gather_rows(text, layout)
+    row_negatives, column_negatives = sweeps.log_sum_exps(
+        image, all_text, scale, diagonal=layout.start, backend=backend
+    )
+    column_negatives = logaddexp_over_ranks(column_negatives, layout)[layout.mine]
+    positive = positive_logits(image, text, scale)
+    row_margin, column_margin = row_negatives - positive, column_negatives - positive
+    loss = sum_over_ranks((F.softplus(row_margin) + F.softplus(column_margin)).sum(), layout) / (2 * layout.total)
+    if label_smoothing:
+        loss = loss + label_smoothing * _smoothing_term(image, text, positive, scale, layout)
+    column_lse = gather_rows(torch.logaddexp(column_negatives, positive), layout)
+    diagonal_weight = -(torch.sigmoid(row_margin) + torch.sigmoid(column_margin))
+    kept_text = nothing(text) if layout.group is None else all_text
+    row_lse = torch.logaddexp(row_negatives, positive)
+    return loss, row_lse, column_lse, diagonal_weight, kept_text, layout.sizes_tensor()
+
+
+@_clip_forward.register_fake
+def _(
+    image: Tensor, text: Tensor, scale: Tensor, label_smoothing: float, group: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype, rows, ranks = accumulation(image), image.shape[0], world_size_of(group)
+    total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
+    kept_text = nothing(text) if ranks == 1 else text.new_empty(total, text.shape[1])
+    vector, loss = image.new_empty(rows, dtype=dtype), image.new_empty((), dtype=dtype)
+    sizes = torch.empty(ranks, dtype=torch.int64)
+    return loss, vector, image.new_empty(total, dtype=dtype), torch.empty_like(vector), kept_text, sizes
+
+
+@loss_op("clip_backward")
+def _clip_backward(
+    grad: Tensor,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    diagonal_weight: Tensor,
+    kept_text: Tensor,
+    sizes: Tensor,
+    label_smoothing: float,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of image, text and scale; those not wanted come back empty."""
+    layout = Layout.recall(sizes, group)
+    g_text, gt_image = sweeps.exponential_products(
+        image,
+        text if layout.group is None else kept_text,
+        scale,
+        row_offset=row_lse,
+        column_offset=column_lse,
+        diagonal=layout.start,
+        diagonal_weight=diagonal_weight,
+        want_x=want_image or not want_text,
+        want_y=want_text,
+        backend=backend,
+    )
+    products = Products(g_text, gt_image).collect(layout)
+    if label_smoothing:
+        _add_smoothing_gradient(products, image, text, label_smoothing, layout)
+    return products.gradients(image, text, scale, grad / (2 * layout.total), layout, want_x=want_image)
+
+
+@_clip_backward.register_fake
+def _(grad: Tensor, image: Tensor, text: Tensor, scale: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    want_image, want_text = rest[-4], rest[-3]
+    return (
+        torch.empty_like(image) if want_image else nothing(image),
+        torch.empty_like(text) if want_text else nothing(text),
+        torch.empty_like(scale),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image, text, scale, *ctx.options = inputs
+    ctx.save_for_backward(image, text, scale, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    label_smoothing, group, backend = ctx.options
+    want_image, want_text, want_scale, *_ = ctx.needs_input_grad
+    image, text, scale = _clip_backward(
+        grad, *ctx.saved_tensors, label_smoothing, want_image, want_text, group, backend
+    )
+    return image if want_image else None, text if want_text else None, scale if want_scale else None, None, None, None
+
+
+_clip_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _smoothing_term(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor, layout: Layout) -> Tensor:
+    """mean_i S_ii - mean_ij S_ij: the sum over all logits is rank one, s <Σ image, Σ text>, so it costs O(n·d)."""
+    sum_image, sum_text = (sum_over_ranks(widen(tower).sum(0), layout) for tower in (image, text))
+    every_logit = scale * torch.dot(sum_image, sum_text)
+    return (sum_over_ranks(positive.sum(), layout) - every_logit / layout.total) / layout.total
+
+
+def _add_smoothing_gradient(
+    products: Products, image: Tensor, text: Tensor, label_smoothing: float, layout: Layout
+) -> None:
+    """Add the rank-one part, 2ε (own pair - mean of the other tower), in the units of `Products`."""
+    for product, other in ((products.g_y, text), (products.gt_x, image)):
+        if product is not None:
+            mean = sum_over_ranks(widen(other).sum(0), layout) / layout.total
+            product.add_(widen(other) - mean, alpha=2 * label_smoothing)
