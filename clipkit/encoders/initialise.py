@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting values. Every tensor's distribution is written here, none is left to a module's default."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from clipkit.encoders.config import CLIPConfig
+from clipkit.encoders.conv import ConvTower, DepthwiseBlock, Downsample
+from clipkit.encoders.text import TextTower
+from clipkit.encoders.transformer import ResidualBlock
+from clipkit.encoders.vision import VisionTransformer
+
+
+def initialise_text(tower: TextTower) -> None:
+    """CLIP's text tower (Radford et al. 2021 and OpenAI's code); D = width, L = layers.
+
+    Token embedding N(0, 0.02), positions N(0, 0.01), queries/keys/values N(0, D^-1/2), both residual projections
+    N(0, D^-1/2 (2L)^-1/2), first MLP layer N(0, (2D)^-1/2), final projection N(0, D^-1/2), biases 0, norms 1 and 0.
+    """
+    width, layers = tower.ln_final.normalized_shape[0], len(tower.transformer.resblocks)
+    residual = (2 * layers * width) ** -0.5
+    nn.init.normal_(tower.token_embedding.weight, std=0.02)
+    nn.init.normal_(tower.positional_embedding, std=0.01)
+    for block in tower.transformer.resblocks:
+        _block(block, qkv=width**-0.5, out=residual, fc=(2 * width) ** -0.5, proj=residual)
+    _norm(tower.ln_final)
+    nn.init.normal_(tower.text_projection, std=width**-0.5)
+
+
+def initialise_vision(tower: VisionTransformer) -> None:
+    """CLIP's vision tower, whose inner layers OpenAI left at PyTorch's defaults: the same variances, drawn normal.
+
+    Class token, positions and final projection N(0, D^-1/2); queries/keys/values N(0, (2D)^-1/2); every other matrix
+    N(0, (3 fan_in)^-1/2); biases 0, norms 1 and 0.
+    """
+    width = tower.config.width
+    _fan_in(tower.conv1.weight)
+    nn.init.normal_(tower.class_embedding, std=width**-0.5)
+    nn.init.normal_(tower.positional_embedding, std=width**-0.5)
+    for block in tower.transformer.resblocks:
+        hidden = block.mlp.c_proj.in_features
+        third = (3 * width) ** -0.5
+        _block(block, qkv=(2 * width) ** -0.5, out=third, fc=third, proj=(3 * hidden) ** -0.5)
+    for norm in (tower.ln_pre, tower.ln_post):
+        _norm(norm)
+    nn.init.normal_(tower.proj, std=width**-0.5)
+
+
+def initialise_conv(tower: ConvTower) -> None:
+    """Every matrix N(0, (3 fan_in)^-1/2) but the last of a block, which is 0: each block starts as the identity."""
+    _fan_in(tower.stem.weight)
+    nn.init.zeros_(tower.stem.bias)
+    for layer in tower.layers:
+        if isinstance(layer, DepthwiseBlock):
+            for module in (layer.depthwise, layer.expand):
+                _fan_in(module.weight)
+                nn.init.zeros_(module.bias)
+            nn.init.zeros_(layer.contract.weight)
+            nn.init.zeros_(layer.contract.bias)
+            _norm(layer.norm)
+        elif isinstance(layer, Downsample):
+            _fan_in(layer.reduce.weight)
+            nn.init.zeros_(layer.reduce.bias)
+            _norm(layer.norm)
+    _norm(tower.norm)
+    nn.init.normal_(tower.proj, std=tower.proj.shape[0] ** -0.5)
+
+
+def initialise_head(logit_scale: nn.Parameter, logit_bias: nn.Parameter | None, config: CLIPConfig) -> None:
+    """The scalars of the configuration."""
+    nn.init.constant_(logit_scale, config.init_logit_scale)
+    if logit_bias is not None and config.init_logit_bias is not None:
+        nn.init.constant_(logit_bias, config.init_logit_bias)
+
+
+def _block(block: ResidualBlock, *, qkv: float, out: float, fc: float, proj: float) -> None:
+    nn.init.normal_(block.attn.in_proj_weight, std=qkv)
+    nn.init.zeros_(block.attn.in_proj_bias)
+    for layer, std in ((block.attn.out_proj, out), (block.mlp.c_fc, fc), (block.mlp.c_proj, proj)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    _norm(block.ln_1)
+    _norm(block.ln_2)
+
+
+def _fan_in(weight: torch.Tensor) -> None:
+    nn.init.normal_(weight, std=(3 * math.prod(weight.shape[1:])) ** -0.5)
+
+
+def _norm(norm: nn.Module) -> None:
+    if isinstance(norm, nn.LayerNorm):
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)

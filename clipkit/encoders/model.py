@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two towers together, and `create_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.encoders.config import CLIPConfig, VisionConfig
+from clipkit.encoders.conv import ConvTower
+from clipkit.encoders.initialise import initialise_conv, initialise_head, initialise_text, initialise_vision
+from clipkit.encoders.packing import PackedText
+from clipkit.encoders.text import TextTower, unit_length
+from clipkit.encoders.vision import VisionTransformer
+from clipkit.encoders.zoo import get_config
+from clipkit.errors import type_error, value_error
+
+
+class CLIP(TextTower):
+    """An image tower (`visual`), a text tower and a temperature.
+
+    State-dict names are open_clip's CLIP's. `logit_scale` (and `logit_bias`, or None) are 0-D parameters, the scale as
+    a logarithm; both stay at least float32 under `create_model(dtype=...)`.
+    """
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__(config.text, config.embed_dim)
+        self.config = config
+        self.visual: VisionTransformer | ConvTower = (
+            VisionTransformer(config.vision, config.embed_dim)
+            if isinstance(config.vision, VisionConfig)
+            else ConvTower(config.vision, config.embed_dim)
+        )
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = None if config.init_logit_bias is None else nn.Parameter(torch.empty(()))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every parameter anew from torch's generator; also what a model made on "meta" needs after to_empty()."""
+        with torch.no_grad():
+            initialise_text(self)
+            if isinstance(self.visual, VisionTransformer):
+                initialise_vision(self.visual)
+            else:
+                initialise_conv(self.visual)
+            initialise_head(self.logit_scale, self.logit_bias, self.config)
+
+    def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
+        """[n, 3, image_size, image_size], already normalised, in the model's dtype -> [n, embed_dim]; n may be 0.
+
+        normalize: unit length (the norm is taken in float32). Raises ValueError for a wrong shape, TypeError for a
+        wrong dtype.
+        """
+        self._check_pixels(pixels)
+        features = self.visual(pixels)
+        return unit_length(features) if normalize else features
+
+    def forward(self, pixels: Tensor | None = None, tokens: Tensor | PackedText | None = None) -> dict[str, Tensor]:
+        """Unit-length features of what is given, and the multiplier.
+
+        Returns image_features [n, embed_dim], text_features [m, embed_dim], logit_scale (0-D, exponentiated) and, where
+        the model has one, logit_bias (0-D).
+        """
+        outputs: dict[str, Tensor] = {}
+        if pixels is not None:
+            outputs["image_features"] = self.encode_image(pixels, normalize=True)
+        if tokens is not None:
+            outputs["text_features"] = self.encode_text(tokens, normalize=True)
+        outputs["logit_scale"] = self.logit_scale.exp()
+        if self.logit_bias is not None:
+            outputs["logit_bias"] = self.logit_bias
+        return outputs
+
+    def blocks(self) -> list[nn.Module]:
+        """Both towers' blocks, image tower first: what FSDP shards and torch.compile compiles one by one."""
+        return [*self.visual.blocks(), *self.transformer.resblocks]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.visual.set_grad_checkpointing(enable)
+        self.transformer.grad_checkpointing = enable
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        size = self.config.vision.image_size
+        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+            raise value_error(
+                "pixels",
+                got=f"shape {tuple(pixels.shape)}",
+                want=f"[n, 3, {size}, {size}]",
+                fix="resize to model.config.vision.image_size, or create the model with that image_size",
+            )
+        if not pixels.is_floating_point():
+            raise type_error(
+                "pixels",
+                got=pixels.dtype,
+                want="normalised floats",
+                fix="divide by 255 and normalise with .mean and .std",
+            )
+        wanted = self.visual.proj.dtype
+        if pixels.dtype != wanted and not torch.is_autocast_enabled(pixels.device.type):
+            raise type_error("pixels", got=pixels.dtype, want=f"the model's dtype {wanted}", fix=f"pixels.to({wanted})")
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: str | Path | Mapping[str, Tensor] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> CLIP:
+    """A named model, freshly initialised or loaded.
+
+    name: one of `list_models()`. pretrained: a checkpoint file or a state dict (see `load_checkpoint`, strict).
+    device: where to make it; the default device (also `with torch.device("meta")`) when None. dtype: of all parameters
+    but the temperature and bias, which stay at least float32. overrides: configuration fields, dotted
+    (**{"vision.patch_dropout": 0.5}) or flat where unambiguous (patch_dropout=0.5).
+
+    ValueError for an unknown name or field, naming the nearest; FileNotFoundError for a missing checkpoint.
+    """
+    config = get_config(name).replace(overrides)
+    with torch.device(device if device is not None else torch.get_default_device()):
+        model = CLIP(config)
+    if dtype is not None:
+        _cast(model, dtype)
+    if pretrained is not None:
+        from clipkit.encoders.checkpoint import load_checkpoint
+
+        load_checkpoint(model, pretrained)
+    return model
+
+
+def _cast(model: CLIP, dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise type_error("dtype", got=dtype, want="a floating-point dtype", fix="use torch.float32 or torch.bfloat16")
+    model.to(dtype)
+    for scalar in (model.logit_scale, model.logit_bias):
+        if scalar is not None:
+            scalar.data = scalar.data.to(torch.promote_types(dtype, torch.float32))
+    initialise_head(model.logit_scale, model.logit_bias, model.config)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision transformer, and patch dropout that never computes what it drops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipkit.encoders.config import VisionConfig
+from clipkit.encoders.transformer import LayerNorm, PictureLayout, Transformer
+
+
+def sample_patches(count: int, patches: int, dropout: float, device: torch.device) -> Tensor:
+    """For each picture an independent uniform subset of patch numbers: int64 [count, kept].
+
+    kept = max(1, int(patches * (1 - dropout))). Drawn from torch's generator of that device, so restoring its state
+    replays the choice.
+    """
+    kept = max(1, int(patches * (1 - dropout)))
+    return torch.rand(count, patches, device=device).topk(kept, dim=1, sorted=False).indices
+
+
+class VisionTransformer(nn.Module):
+    """Patches, class token, learnt positions, pre-norm blocks, projection; open_clip's parameter names."""
+
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.patch_dropout = config.patch_dropout
+        self.conv1 = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(config.grid**2 + 1, width))
+        self.ln_pre = LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.transformer = Transformer(
+            width, config.layers, config.heads, config.mlp_ratio, config.activation, config.norm_eps
+        )
+        self.ln_post = LayerNorm(width, eps=config.norm_eps)
+        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[n, 3, H, W] -> [n, embed_dim], not normalised."""
+        x = self.ln_pre(self._tokens(pixels))
+        by_class_token = self.config.pool == "tok"
+        x = self.ln_post(self.transformer(x, PictureLayout(), by_class_token))
+        pooled = x[:, 0] if by_class_token else x[:, 1:].mean(dim=1)
+        return pooled @ self.proj
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, first to last."""
+        return list(self.transformer.resblocks)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.transformer.grad_checkpointing = enable
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """[n, 1 + kept patches, width]: class token and embedded patches, positions added."""
+        count, grid, size = pixels.shape[0], self.config.grid, self.config.patch_size
+        # [n, row, column, 3, size, size], a view
+        patches = pixels.reshape(count, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+        positions = self.positional_embedding[1:]
+        if self.training and self.patch_dropout > 0:
+            kept = sample_patches(count, grid**2, self.patch_dropout, pixels.device)
+            rows = torch.arange(count, device=pixels.device).unsqueeze(1)
+            patches = patches[rows, kept // grid, kept % grid]
+            positions = positions[kept]
+        patches = patches.reshape(count, -1 if count else grid**2, 3 * size * size)
+        embedded = F.linear(patches, self.conv1.weight.flatten(1))
+        embedded = embedded + positions.to(embedded.dtype)
+        first = (self.class_embedding + self.positional_embedding[0]).to(embedded.dtype)
+        return torch.cat([first.expand(count, 1, -1), embedded], dim=1)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models that have a name. The large ones carry open_clip's names and sizes; the small ones are our own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from clipkit.encoders.config import CLIPConfig, ConvConfig, TextConfig, VisionConfig, nearest
+from clipkit.errors import value_error
+
+_BASE_TEXT = TextConfig()
+_LARGE_TEXT = TextConfig(width=768, heads=12)
+
+_STANDARD = {
+    "ViT-B-32": CLIPConfig(512, VisionConfig(patch_size=32), _BASE_TEXT),
+    "ViT-B-16": CLIPConfig(512, VisionConfig(patch_size=16), _BASE_TEXT),
+    "ViT-L-14": CLIPConfig(768, VisionConfig(patch_size=14, width=1024, layers=24), _LARGE_TEXT),
+    "ViT-L-14-336": CLIPConfig(768, VisionConfig(image_size=336, patch_size=14, width=1024, layers=24), _LARGE_TEXT),
+}
+
+
+def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
+    """The activation that OpenAI's weights were trained with."""
+    return config.replace({"vision.activation": "quick_gelu", "text.activation": "quick_gelu"})
+
+
+_SMALL = {
+    "vit-tiny-32px": CLIPConfig(
+        128,
+        VisionConfig(image_size=32, patch_size=4, width=128, layers=6, head_width=32),
+        TextConfig(width=128, heads=4, layers=4),
+    ),
+    "vit-small-32px": CLIPConfig(
+        256,
+        VisionConfig(image_size=32, patch_size=4, width=256, layers=8),
+        TextConfig(width=256, heads=4, layers=6),
+    ),
+    "vit-small-64px": CLIPConfig(
+        384,
+        VisionConfig(image_size=64, patch_size=8, width=384, layers=12),
+        TextConfig(width=384, heads=6, layers=6),
+    ),
+    "conv-tiny-32px": CLIPConfig(
+        128,
+        ConvConfig(),
+        TextConfig(width=128, heads=4, layers=2, vocab_size=8192),
+    ),
+}
+
+MODELS: dict[str, CLIPConfig] = {
+    **_STANDARD,
+    **{f"{name}-quickgelu": _quick_gelu(config) for name, config in _STANDARD.items()},
+    **_SMALL,
+}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` and `get_tokenizer` know."""
+    return sorted(MODELS)
+
+
+def get_config(name: str) -> CLIPConfig:
+    """The configuration of a named model; "ViT-B/32" is read as "ViT-B-32". ValueError names the nearest names."""
+    key = name.replace("/", "-")
+    if key not in MODELS:
+        raise value_error("name", got=repr(name), want="a model that list_models() names", fix=nearest(key, MODELS))
+    return replace(MODELS[key])
