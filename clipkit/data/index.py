@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index of one shard: where each sample's picture, caption and metadata lie, found in one pass over the headers.
+
+It is kept in a sidecar (`.clipkit-index/NAME.npz` beside the shard; the user's cache folder where that cannot be
+written), is believed only while the shard's size and time of change are those it was made from, and holds no pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data.fetch import default_cache
+from clipkit.data.packed import PackedStrings
+from clipkit.data.records import Problems
+from clipkit.data.tarscan import Damage, scan_tar
+
+VERSION = 1
+SIDECAR_FOLDER = ".clipkit-index"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff")  # the first present is taken
+_CAPTION, _METADATA = "txt", "json"
+# columns of `ShardIndex.spans`
+IMAGE, CAPTION, METADATA = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """`spans[i, part]` is (offset, size) of sample i's picture, caption or metadata; offset -1 where it has none."""
+
+    spans: NDArray[np.int64]
+    keys: PackedStrings
+    problems: Problems
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+
+def load_index(shard: Path) -> ShardIndex:
+    """The shard's index from its sidecar, or built now and written there; OSError when the shard cannot be read."""
+    stamp = _stamp(shard)
+    sidecars = _sidecars(shard)
+    for sidecar in sidecars:
+        if (index := _read_sidecar(sidecar, stamp)) is not None:
+            return index
+    index = build_index(shard)
+    for sidecar in sidecars:
+        if _write_sidecar(sidecar, stamp, index):
+            break
+    return index
+
+
+def build_index(shard: Path) -> ShardIndex:
+    """Scan the shard's headers. A sample is a picture with a caption or metadata under one key; a key is a member's
+    name up to the first dot of its last part. What does not add up to a sample is counted in `problems`."""
+    problems = Problems()
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    for item in scan_tar(shard):
+        if isinstance(item, Damage):
+            problems.add(item.reason, f"{shard.name}: {_printable(item.where)}")
+            continue
+        folder, slash, base = item.name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        parts = groups.setdefault(f"{folder}{slash}{stem}", {})
+        parts.setdefault(extension.lower(), (item.offset, item.size))
+    keys, spans = [], []
+    for key, parts in groups.items():
+        image = _picture(parts)
+        caption, metadata = parts.get(_CAPTION, (-1, 0)), parts.get(_METADATA, (-1, 0))
+        if image is None or (caption[0] < 0 and metadata[0] < 0):
+            problems.add("missing caption" if image else "missing picture", f"{shard.name}: {_printable(key)}")
+            continue
+        keys.append(key)
+        spans.append((image, caption, metadata))
+    return ShardIndex(np.array(spans, dtype=np.int64).reshape(-1, 3, 2), PackedStrings.pack(keys), problems)
+
+
+def _picture(parts: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
+    """The group's picture: a plain extension (`jpg`) first, else one behind another dot (`image.jpg`)."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in parts:
+            return parts[extension]
+    return next((span for name, span in parts.items() if name.rpartition(".")[2] in IMAGE_EXTENSIONS), None)
+
+
+def _stamp(shard: Path) -> tuple[int, int, int]:
+    status = shard.stat()
+    return VERSION, status.st_size, status.st_mtime_ns
+
+
+def _sidecars(shard: Path) -> tuple[Path, Path]:
+    """Where the sidecar may be: beside the shard, and in the user's cache."""
+    folder = hashlib.sha256(os.fsencode(shard.parent.absolute())).hexdigest()[:16]
+    name = f"{shard.name}.npz"
+    return shard.parent / SIDECAR_FOLDER / name, default_cache() / "index" / folder / name
+
+
+def _read_sidecar(path: Path, stamp: tuple[int, int, int]) -> ShardIndex | None:
+    """The index in `path`; None where there is none, it is stale, or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if tuple(arrays["stamp"].tolist()) != stamp:
+                return None
+            spans, keys = arrays["spans"], PackedStrings(arrays["keys"], arrays["key_ends"])
+            counts, examples = json.loads(arrays["problems"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if spans.dtype != np.int64 or spans.shape != (len(keys), 3, 2):
+        return None
+    problems = Problems()
+    problems.counts.update(counts)
+    problems.examples.update(examples)
+    return ShardIndex(spans, keys, problems)
+
+
+def _write_sidecar(path: Path, stamp: tuple[int, int, int], index: ShardIndex) -> bool:
+    """Write by rename, so that a reader beside us sees the old file or the whole new one; False where it cannot be."""
+    problems = json.dumps([index.problems.counts, index.problems.examples]).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="writing-", delete=False) as stream:
+            try:
+                np.savez(
+                    stream,
+                    stamp=np.array(stamp, dtype=np.int64),
+                    spans=index.spans,
+                    keys=index.keys.blob,
+                    key_ends=index.keys.ends,
+                    problems=np.frombuffer(problems, dtype=np.uint8),
+                )
+                stream.close()
+                os.replace(stream.name, path)
+            except BaseException:
+                os.unlink(stream.name)
+                raise
+    except OSError:
+        return False
+    return True
+
+
+def _printable(name: str) -> str:
+    """A member's name as a log may show it: no control characters, no half-decoded bytes, not endless."""
+    return name.encode("unicode_escape", "backslashreplace").decode("ascii")[:200]
