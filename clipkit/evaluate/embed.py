@@ -149,8 +149,9 @@ def _inference(model: Any) -> Iterator[None]:
 
 
 def _placement(model: Any) -> tuple[torch.device, torch.dtype]:
-    parameter = next(model.parameters())
-    return parameter.device, parameter.dtype
+    """Device and dtype of the weights; the temperature, 0-D, may be wider than they are."""
+    weight = next(parameter for parameter in model.parameters() if parameter.ndim)
+    return weight.device, weight.dtype
 
 
 def _no_rows(model: Any, device: torch.device) -> Tensor:
