@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from clipkit.errors import value_error
 from clipkit.evaluate.sharding import Shards
+
+if TYPE_CHECKING:
+    from clipkit.data import Dataset, ImageTransform, Record
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +46,9 @@ class ImageEmbeddings:
 
 def embed_images(
     model: Any,
-    dataset: Any,
+    dataset: Dataset,
     *,
-    transform: Callable[[Any], Tensor] | None = None,
+    transform: ImageTransform | None = None,
     batch_size: int = 256,
     workers: int = 2,
     group: dist.ProcessGroup | None = None,
@@ -53,33 +58,35 @@ def embed_images(
     Args:
         model: a clipkit model; put in eval mode for the while.
         dataset: what `clipkit.data.open_dataset` returns.
-        transform: PIL picture -> [3, H, W] normalised float tensor; None is the model's own evaluation transform.
+        transform: how a picture becomes square pixels; None is the model's own evaluation transform.
         batch_size: pictures per forward, and the unit that is dealt to ranks.
         workers: decoding threads; the result does not depend on it.
         group: the ranks that share the work; each gets its own rows. None: this process does it all.
     """
     _check_batch_size(batch_size)
-    read = _reader(dataset, transform or evaluation_transform(model))
-    size = int(model.config.vision.image_size)
+    shards = Shards(group)
+    transform = transform or evaluation_transform(model)
     device, dtype = _placement(model)
     found = ImageEmbeddings(features=torch.empty(0))
+    if shards.rank == 0:
+        found.skipped.update(dataset.problems.counts)  # what the index already left out, once for all ranks
     features = []
     with _inference(model), ThreadPoolExecutor(max(workers, 1)) as pool:
-        for indexes in Shards(group).batches(len(dataset), batch_size):
-            samples = []
-            for index, outcome in zip(indexes, pool.map(read, indexes), strict=True):
-                if isinstance(outcome, tuple):
-                    samples.append(outcome)
+        for indexes in shards.batches(len(dataset), batch_size):
+            records = [record for index in indexes if (record := _read(dataset, index, found.skipped)) is not None]
+            squares = list(pool.map(partial(_square, transform), records))
+            usable = []
+            for record, square in zip(records, squares, strict=True):
+                if isinstance(square, str):
+                    _skip(found.skipped, square, record.key)
                 else:
-                    found.skipped[outcome.reason] += 1
-                    logger.warning("evaluation skips sample %d: %s", index, outcome)
-            pixels = torch.stack([pixels for _, pixels in samples]) if samples else torch.empty(0, 3, size, size)
-            features.append(model.encode_image(pixels.to(device, dtype), normalize=True).float())
-            for record, _ in samples:
-                found.ids.append(int(record.id))
-                found.keys.append(record.key)
-                found.captions.append(record.caption)
-                found.metadata.append(record.metadata)
+                    usable.append(square)
+                    found.ids.append(record.id)
+                    found.keys.append(record.key)
+                    found.captions.append(record.caption)
+                    found.metadata.append(record.metadata)
+            pixels = _normalised(usable, transform, device).to(dtype)
+            features.append(model.encode_image(pixels, normalize=True).float())
     found.features = torch.cat(features) if features else _no_rows(model, device)
     return found
 
@@ -114,7 +121,7 @@ def embed_texts(
     return ordered
 
 
-def evaluation_transform(model: Any) -> Callable[[Any], Tensor]:
+def evaluation_transform(model: Any) -> ImageTransform:
     """The deterministic transform that the model's configuration asks for."""
     from clipkit.data import ImageTransform
 
@@ -122,18 +129,41 @@ def evaluation_transform(model: Any) -> Callable[[Any], Tensor]:
     return ImageTransform(vision.image_size, vision.mean, vision.std, train=False)
 
 
-def _reader(dataset: Any, transform: Callable[[Any], Tensor]) -> Callable[[int], Any]:
-    """A function of a sample's index: (record, pixels), or the BrokenSample that says why there are none."""
-    from clipkit.data import BrokenSample, decode_image
+def _read(dataset: Dataset, index: int, skipped: Counter[str]) -> Record | None:
+    """One record. Reading is this thread's: a data set serves one thread, only decoding is shared out."""
+    from clipkit.data import BrokenSample
 
-    def read(index: int) -> Any:
-        try:
-            record = dataset.read(index)
-            return record, transform(decode_image(record.image_bytes))
-        except BrokenSample as broken:
-            return broken
+    try:
+        return dataset.read(index)
+    except BrokenSample as broken:
+        _skip(skipped, broken.reason, str(broken))
+        return None
 
-    return read
+
+def _square(transform: ImageTransform, record: Record) -> Any:
+    """uint8 pixels [H, W, 3], or the reason why there are none."""
+    from clipkit.data.pictures import BrokenPicture
+
+    try:
+        return transform.square(record.image_bytes, seed=0, epoch=0, index=record.id)
+    except BrokenPicture as broken:
+        return broken.reason
+
+
+def _skip(skipped: Counter[str], reason: str, where: str) -> None:
+    skipped[reason] += 1
+    logger.warning("evaluation skips %s: %s", where, reason)
+
+
+def _normalised(squares: Sequence[Any], transform: ImageTransform, device: torch.device) -> Tensor:
+    """[n, 3, H, W] float32 on the device, by the same arithmetic as a training batch."""
+    from clipkit.data import Batch
+
+    shape = (len(squares), transform.size, transform.size, 3)
+    pixels = torch.from_numpy(np.stack(squares)) if squares else torch.empty(shape, dtype=torch.uint8)
+    none = torch.empty(0, dtype=torch.int64)
+    batch = Batch(none, pixels.permute(0, 3, 1, 2), none, [], 0, transform.mean, transform.std)
+    return batch.to(device).pixels
 
 
 @contextmanager
