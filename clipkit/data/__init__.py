@@ -11,6 +11,7 @@ from typing import Any
 
 _HOMES = {
     "clipkit.data.records": ("BrokenSample", "Dataset", "Record"),
+    "clipkit.data.pictures": ("decode_image",),
     "clipkit.data.source": ("open_dataset",),
     "clipkit.data.order": ("GlobalOrder",),
     "clipkit.data.transform": ("ImageTransform",),

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +16,6 @@ import numpy as np
 
 from clipkit.data.index import CAPTION, IMAGE, METADATA, ShardIndex, load_index
 from clipkit.data.records import BrokenSample, Problems, Record
-
-_log = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 256 << 20
 MAX_TEXT_BYTES = 1 << 20
@@ -30,7 +28,7 @@ class ShardDataset:
     """Captioned pictures in `shards`, in the order given. Ids run through the first shard, then the second, ...
 
     A shard that cannot be read is left out and counted. Reads use pread, so a forked worker may share the open files;
-    a spawned one opens its own. One object serves one thread.
+    a spawned one opens its own. Threads may read at the same time.
     """
 
     def __init__(
@@ -46,6 +44,7 @@ class ShardDataset:
         self._tags_key = tags_key
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.RLock()  # over both caches: a file must not be closed while another thread reads it
         counts = []
         for number in range(len(self._shards)):
             counts.append(self._count(number))
@@ -74,14 +73,20 @@ class ShardDataset:
 
     def close(self) -> None:
         """Close the shards that are open; a later read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict()}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**kept, "_files": OrderedDict(), "_indexes": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def __del__(self) -> None:
-        if "_files" in self.__dict__:
+        if "_lock" in self.__dict__:
             self.close()
 
     def _count(self, number: int) -> int:
@@ -95,6 +100,10 @@ class ShardDataset:
         return len(index)
 
     def _index(self, number: int) -> ShardIndex:
+        with self._lock:
+            return self._held_index(number)
+
+    def _held_index(self, number: int) -> ShardIndex:
         if number in self._indexes:
             self._indexes.move_to_end(number)
             return self._indexes[number]
@@ -125,7 +134,8 @@ class ShardDataset:
         if size > limit:
             raise BrokenSample("too many bytes", shard, index.keys[row])
         try:
-            content = os.pread(self._file(number), size, offset)
+            with self._lock:
+                content = os.pread(self._file(number), size, offset)
         except OSError as error:
             raise BrokenSample("unreadable shard", shard, index.keys[row]) from error
         if len(content) != size:
