@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact log-sum-exps for the few rows whose terms a tile-scalar offset flushed to zero."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def repair_rows(
+    x,
+    y,
+    scale,
+    suspect,
+    log_sum,
+    rows,
+    columns,
+    x_stride,
+    y_stride,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program, BLOCK_M rows: returns at once unless one of them is suspect, else overwrites log_sum of the suspect
+    ones with a running-maximum pass over all columns. Shapes as in tile_statistics; columns are repaired by swapping
+    x and y. The host never learns whether there was anything to do, so nothing waits.
+    """
+    i = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    marked = tl.load(suspect + i, mask=i < rows, other=0) != 0
+    if tl.max(marked.to(tl.int32), 0) > 0:
+        factor = tl.load(scale) * LOG2E
+        k = tl.arange(0, BLOCK_K)
+        highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        for first in range(0, columns, BLOCK_N):
+            j = first + tl.arange(0, BLOCK_N).to(tl.int64)
+            products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+            for start in range(0, WIDTH, BLOCK_K):
+                inside = start + k < WIDTH
+                x_at = x + i[:, None] * x_stride + (start + k)[None, :]
+                y_at = y + j[None, :] * y_stride + (start + k)[:, None]
+                a = tl.load(x_at, mask=(i[:, None] < rows) & inside[None, :], other=0.0)
+                b = tl.load(y_at, mask=(j[None, :] < columns) & inside[:, None], other=0.0)
+                products = tl.dot(a, b, products, input_precision="ieee")
+            logits = tl.where(j[None, :] < columns, products * factor, float("-inf"))
+            raised = tl.maximum(highest, tl.max(logits, 1))
+            total = total * tl.exp2(highest - raised) + tl.sum(tl.exp2(logits - raised[:, None]), 1)
+            highest = raised
+        tl.store(log_sum + i, (highest + tl.log2(total)) * LN2, mask=marked)
