@@ -142,11 +142,11 @@ def _read(dataset: Dataset, index: int, skipped: Counter[str]) -> Record | None:
 
 def _square(transform: ImageTransform, record: Record) -> Any:
     """uint8 pixels [H, W, 3], or the reason why there are none."""
-    from clipkit.data.pictures import BrokenPicture
+    from clipkit.data import BrokenSample
 
     try:
         return transform.square(record.image_bytes, seed=0, epoch=0, index=record.id)
-    except BrokenPicture as broken:
+    except BrokenSample as broken:
         return broken.reason
 
 
@@ -157,13 +157,11 @@ def _skip(skipped: Counter[str], reason: str, where: str) -> None:
 
 def _normalised(squares: Sequence[Any], transform: ImageTransform, device: torch.device) -> Tensor:
     """[n, 3, H, W] float32 on the device, by the same arithmetic as a training batch."""
-    from clipkit.data import Batch
+    from clipkit.data.transform import normalise
 
     shape = (len(squares), transform.size, transform.size, 3)
     pixels = torch.from_numpy(np.stack(squares)) if squares else torch.empty(shape, dtype=torch.uint8)
-    none = torch.empty(0, dtype=torch.int64)
-    batch = Batch(none, pixels.permute(0, 3, 1, 2), none, [], 0, transform.mean, transform.std)
-    return batch.to(device).pixels
+    return normalise(pixels.permute(0, 3, 1, 2).to(device), transform.mean, transform.std)
 
 
 @contextmanager

@@ -16,15 +16,20 @@ MAX_POINTS = 200
 Point = tuple[float, float]
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 3) -> str:
     """A number as an axis writes it: 0.001, 1.5, 200, 12k, 3M."""
     size = abs(value)
     if size >= 1e6:
-        return f"{value / 1e6:.4g}M"
+        return f"{value / 1e6:.{digits}g}M"
     if size >= 1e4:
-        return f"{value / 1e3:.4g}k"
-    mantissa, _, exponent = f"{value:.4g}".partition("e")
+        return f"{value / 1e3:.{digits}g}k"
+    mantissa, _, exponent = f"{value:.{max(digits, 4) if size >= 1000 else digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def shares(fraction: float, digits: int = 3) -> str:
+    """A fraction of 1 as an axis writes per cent."""
+    return f"{short(100 * fraction, digits)} %"
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure. `reference` is a dotted level (label, y); `form` writes a value in words, `axis` at a tick."""
+    """One figure. `reference` is a dotted level (label, y); `form` writes a value, `axis` a tick to so many digits."""
 
     name: str
     title: str
     series: Sequence[Series]
     form: Callable[[float], str]
-    axis: Callable[[float], str] = short
+    axis: Callable[[float, int], str] = short
     note: str = ""
     reference: tuple[str, float] | None = None
     from_zero: bool = False
@@ -60,7 +65,8 @@ def draw(chart: Chart) -> str:
     if chart.reference is not None:
         levels.append(chart.reference[1])
     y_ticks = ticks(0.0 if chart.from_zero else min(levels), max(levels))
-    x_ticks = [tick for tick in ticks(x_low, x_high, 4) if x_low <= tick <= x_high]
+    # Steps are whole: a tick between two of them would name a step that never was.
+    x_ticks = [tick for tick in ticks(x_low, x_high) if x_low <= tick <= x_high and tick == int(tick)]
     frame = _Frame(x_low, x_high, y_ticks[0], y_ticks[-1])
     parts = [_axes(frame, x_ticks, y_ticks, chart.axis)]
     if chart.reference is not None:
@@ -117,17 +123,27 @@ class _Frame:
         return round(HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], axis: Callable[[float], str]) -> str:
+def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], axis: Callable[[float, int], str]) -> str:
     lines = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(tick)}" y2="{frame.y(tick)}"/>'
-        f'<text x="{LEFT - 7}" y="{frame.y(tick) + 3.5}" text-anchor="end">{escape(axis(tick))}</text>'
-        for tick in y_ticks
+        f'<text x="{LEFT - 7}" y="{frame.y(tick) + 3.5}" text-anchor="end">{escape(label)}</text>'
+        for tick, label in zip(y_ticks, _labels(y_ticks, axis), strict=True)
     ]
-    for number, tick in enumerate(x_ticks):
+    for number, (tick, label) in enumerate(zip(x_ticks, _labels(x_ticks, short), strict=True)):
         x = frame.x(tick)
         anchor = "end" if x > WIDTH - RIGHT - 14 else "start" if number == 0 and x < LEFT + 4 else "middle"
-        lines.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{short(tick)}</text>')
+        lines.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{label}</text>')
     return "".join(lines)
+
+
+def _labels(values: Sequence[float], axis: Callable[[float, int], str]) -> list[str]:
+    """With as many digits as it takes to tell neighbours apart."""
+    labels: list[str] = []
+    for digits in range(2, 10):
+        labels = [axis(value, digits) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def _reference(frame: _Frame, label: str, level: float) -> str:

@@ -34,8 +34,7 @@ def pictures_to_captions(embedded: EmbeddedSet, read: Callable[[int], bytes], sh
         caption = images.captions[row]
         cards.append(
             f'<li class="card reading">{picture(read(images.ids[row]), caption)}'
-            f'<div><ol class="ranked">{lines}</ol>'
-            f'<p class="where">{escape(caption)}: {_place(ranks[row], len(embedded.captions))}</p></div></li>'
+            f'<div>{_asked(caption, ranks[row], len(embedded.captions))}<ol class="ranked">{lines}</ol></div></li>'
         )
     return f'<ul class="cards">{"".join(cards)}</ul>' if cards else ""
 
@@ -57,8 +56,8 @@ def captions_to_pictures(embedded: EmbeddedSet, read: Callable[[int], bytes], sh
             for row, score in zip(found, best, strict=True)
         )
         cards.append(
-            f'<li class="card"><p class="asked">{escape(embedded.captions[caption])}</p>'
-            f'<ol class="strip">{tiles}</ol><p class="where">{_place(ranks[caption], len(images))}</p></li>'
+            f'<li class="card">{_asked(embedded.captions[caption], ranks[caption], len(images))}'
+            f'<ol class="strip">{tiles}</ol></li>'
         )
     return f'<ul class="cards">{"".join(cards)}</ul>' if cards else ""
 
@@ -98,5 +97,6 @@ def _tick(right: bool) -> str:
     return '<span aria-hidden="true">✓ </span><span class="unseen">right: </span>' if right else ""
 
 
-def _place(rank: int, candidates: int) -> str:
-    return f"{'found first' if rank == 0 else f'place {rank + 1:,}'} of {candidates:,}"
+def _asked(caption: str, rank: int, candidates: int) -> str:
+    """The right caption, and at which place it (or its picture) was found."""
+    return f'<p class="asked">{escape(caption)} <span class="place">{rank + 1:,} of {candidates:,}</span></p>'

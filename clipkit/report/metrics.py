@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipkit.report.curves import Chart, Series, short
+from clipkit.report.curves import Chart, Series, shares, short
 
 
 @dataclass
@@ -83,7 +83,7 @@ def charts(history: History, global_batch: int | None) -> list[Chart]:
                 "Right at first place",
                 recalls,
                 percent,
-                axis=lambda value: f"{100 * value:g} %",
+                axis=shares,
                 from_zero=True,
             ),
         )
@@ -95,7 +95,7 @@ def percent(fraction: float) -> str:
     if not math.isfinite(fraction):
         return "n/a"
     value = 100 * fraction
-    return f"{value:.1f} %" if value >= 1 or value == 0 else f"{value:.2g} %"
+    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
 
 
 def _evaluation_series(history: History) -> list[Series]:

@@ -75,7 +75,7 @@ def zero_shot_table(zero_shot: Numbers) -> str:
 
 def _figure(name: str, share: float, chance: float, says: str) -> str:
     value, _, unit = percent(share).partition(" ")
-    times = f", so {share / chance:,.0f} times that" if chance > 0 and share / chance >= 2 else ""
+    times = f"; this is {share / chance:,.0f} times as often" if chance > 0 and share / chance >= 2 else ""
     return (
         f'<li><span class="eyebrow">{escape(name)}</span><span class="value">{value}<small>{unit}</small></span>'
         f'<span class="says">{says}</span><span class="chance">Chance: {percent(chance)}{times}</span></li>'

@@ -12,9 +12,9 @@ SIDE = 128
 
 def picture(image_bytes: bytes, alt: str, side: int = SIDE) -> str:
     """An `<img>` with the picture inline, at most `side` pixels wide and high; `alt` is escaped here."""
-    from clipkit.data.pictures import decode
+    from clipkit.data import decode_image
 
-    image = decode(image_bytes, enough=side)
+    image = decode_image(image_bytes, enough=side)
     image.thumbnail((side, side))
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)

@@ -46,7 +46,7 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
     sections = [
         headline(numbers, zero_shot),
         section("Results", "results", retrieval_table(numbers), zero_shot_table(zero_shot), *problems),
-        section("Training", "training", _charts(drawn)),
+        section("Training", "training", _charts(drawn), note="Over optimizer steps. Beside each name, its last value."),
         *(_gallery(one) for one in embedded),
         section("Run it again", "command", facts.command(recorded), facts.configuration(run / "config.yaml")),
         section("Machine", "machine", facts.environment(recorded)),

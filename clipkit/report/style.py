@@ -8,8 +8,8 @@ STYLE = """
   color-scheme: light dark;
   --paper: #fcfbf9; --raised: #ffffff; --ink: #201e1b; --soft: #67625a; --hair: #e5e1d9; --tile: #ffffff;
   --right: #0a6b4c; --right-wash: #e9f4ee; --c0: #27598c; --c1: #a4511f; --c2: #5d4a99; --c3: #3c6f3a;
-  --serif: ui-serif, "Iowan Old Style", "Palatino Linotype", Palatino, "Source Serif 4", Georgia, serif;
-  --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "Liberation Sans", Arial, sans-serif;
+  --serif: ui-serif, "Iowan Old Style", Charter, "Bitstream Charter", "Palatino Linotype", Palatino, Georgia, serif;
+  --sans: ui-sans-serif, -apple-system, "Segoe UI", "Helvetica Neue", "Liberation Sans", system-ui, sans-serif;
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "Liberation Mono", monospace;
 }
 @media (prefers-color-scheme: dark) {
@@ -78,7 +78,10 @@ img { display: block; background: var(--tile); border-radius: 6px; object-fit: c
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1.6rem 2.25rem;
   margin: 1.1rem 0 0; padding: 0; list-style: none; }
 .card { border-top: 1px solid var(--hair); padding-top: .8rem; min-width: 0; }
-.asked { margin: 0; overflow-wrap: anywhere; line-height: 1.35; }
+.asked { display: flex; justify-content: space-between; align-items: baseline; gap: .15rem 1rem; margin: 0 0 .3rem;
+  line-height: 1.3; overflow-wrap: anywhere; }
+.place { flex: none; color: var(--soft); font: .75rem/1.3 var(--sans); font-variant-numeric: tabular-nums; }
+.reading .asked { padding: 0 .4rem; }
 .where { margin: .45rem 0 0; color: var(--soft); }
 .reading { display: grid; grid-template-columns: 96px minmax(0, 1fr); gap: 0 1rem; align-items: start; }
 .reading > img, .reading > figure img { width: 96px; height: 96px; }
