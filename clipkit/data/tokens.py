@@ -138,7 +138,7 @@ def get_tokenizer(model: str | CLIPConfig) -> Tokenizer:
 
 
 def clean(text: str) -> str:
-    """CLIP's normalisation: mojibake and entities repaired (entities twice), runs of whitespace one space, lower case."""
+    """CLIP's normalisation: mojibake repaired, entities too (twice), each run of whitespace one space, lower case."""
     repaired = html.unescape(html.unescape(_ftfy().fix_text(text)))
     return " ".join(repaired.split()).lower()
 
@@ -154,8 +154,8 @@ def _vocabulary(vocab_size: int) -> tuple[list[str], Any]:
     """All pieces by id, and the Rust model that merges a word's bytes into them."""
     from tokenizers.models import BPE
 
-    folder = importlib.resources.files("clipkit.data") / "clip_vocabulary"
-    lines = gzip.decompress((folder / "merges.txt.gz").read_bytes()).decode("utf-8").splitlines()
+    packed = (importlib.resources.files("clipkit.data.clip_vocabulary") / "merges.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").splitlines()
     assert len(lines) == _MERGES, "the vocabulary file is damaged"
     pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
     pairs = pairs[: vocab_size - _BYTE_TOKENS - 2]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image and text towers, checkpoints in and out."""
 
+from clipkit.encoders.checkpoint import LoadReport, export_state_dict, load_checkpoint, open_clip_config
 from clipkit.encoders.config import CLIPConfig, ConvConfig, TextConfig, VisionConfig
 from clipkit.encoders.model import CLIP, create_model
 from clipkit.encoders.packing import PackedText, pack
@@ -10,11 +11,15 @@ __all__ = [
     "CLIP",
     "CLIPConfig",
     "ConvConfig",
+    "LoadReport",
     "PackedText",
     "TextConfig",
     "VisionConfig",
     "create_model",
+    "export_state_dict",
     "get_config",
     "list_models",
+    "load_checkpoint",
+    "open_clip_config",
     "pack",
 ]

@@ -30,7 +30,7 @@ _MAX_FLASH_HEAD = 256
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every token of a picture sees every other. [n, tokens, heads, head width] each; the query may have fewer tokens."""
+    """Every token of a picture sees every other. [n, tokens, heads, head width]; the query may have fewer tokens."""
     out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return out.transpose(1, 2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 
 from clipkit.encoders.config import CLIPConfig
@@ -25,7 +24,7 @@ def initialise_text(tower: TextTower) -> None:
     residual = (2 * layers * width) ** -0.5
     nn.init.normal_(tower.token_embedding.weight, std=0.02)
     nn.init.normal_(tower.positional_embedding, std=0.01)
-    for block in tower.transformer.resblocks:
+    for block in tower.transformer.blocks():
         _block(block, qkv=width**-0.5, out=residual, fc=(2 * width) ** -0.5, proj=residual)
     _norm(tower.ln_final)
     nn.init.normal_(tower.text_projection, std=width**-0.5)
@@ -38,10 +37,10 @@ def initialise_vision(tower: VisionTransformer) -> None:
     N(0, (3 fan_in)^-1/2); biases 0, norms 1 and 0.
     """
     width = tower.config.width
-    _fan_in(tower.conv1.weight)
+    _fan_in(tower.conv1)
     nn.init.normal_(tower.class_embedding, std=width**-0.5)
     nn.init.normal_(tower.positional_embedding, std=width**-0.5)
-    for block in tower.transformer.resblocks:
+    for block in tower.transformer.blocks():
         hidden = block.mlp.c_proj.in_features
         third = (3 * width) ** -0.5
         _block(block, qkv=(2 * width) ** -0.5, out=third, fc=third, proj=(3 * hidden) ** -0.5)
@@ -52,19 +51,15 @@ def initialise_vision(tower: VisionTransformer) -> None:
 
 def initialise_conv(tower: ConvTower) -> None:
     """Every matrix N(0, (3 fan_in)^-1/2) but the last of a block, which is 0: each block starts as the identity."""
-    _fan_in(tower.stem.weight)
-    nn.init.zeros_(tower.stem.bias)
+    _fan_in(tower.stem)
     for layer in tower.layers:
         if isinstance(layer, DepthwiseBlock):
-            for module in (layer.depthwise, layer.expand):
-                _fan_in(module.weight)
-                nn.init.zeros_(module.bias)
-            nn.init.zeros_(layer.contract.weight)
-            nn.init.zeros_(layer.contract.bias)
+            _fan_in(layer.depthwise)
+            _fan_in(layer.expand)
+            _layer(layer.contract, 0.0)
             _norm(layer.norm)
         elif isinstance(layer, Downsample):
-            _fan_in(layer.reduce.weight)
-            nn.init.zeros_(layer.reduce.bias)
+            _fan_in(layer.reduce)
             _norm(layer.norm)
     _norm(tower.norm)
     nn.init.normal_(tower.proj, std=tower.proj.shape[0] ** -0.5)
@@ -80,15 +75,21 @@ def initialise_head(logit_scale: nn.Parameter, logit_bias: nn.Parameter | None, 
 def _block(block: ResidualBlock, *, qkv: float, out: float, fc: float, proj: float) -> None:
     nn.init.normal_(block.attn.in_proj_weight, std=qkv)
     nn.init.zeros_(block.attn.in_proj_bias)
-    for layer, std in ((block.attn.out_proj, out), (block.mlp.c_fc, fc), (block.mlp.c_proj, proj)):
-        nn.init.normal_(layer.weight, std=std)
-        nn.init.zeros_(layer.bias)
+    _layer(block.attn.out_proj, out)
+    _layer(block.mlp.c_fc, fc)
+    _layer(block.mlp.c_proj, proj)
     _norm(block.ln_1)
     _norm(block.ln_2)
 
 
-def _fan_in(weight: torch.Tensor) -> None:
-    nn.init.normal_(weight, std=(3 * math.prod(weight.shape[1:])) ** -0.5)
+def _fan_in(layer: nn.Linear | nn.Conv2d) -> None:
+    _layer(layer, (3 * math.prod(layer.weight.shape[1:])) ** -0.5)
+
+
+def _layer(layer: nn.Linear | nn.Conv2d, std: float) -> None:
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _norm(norm: nn.Module) -> None:

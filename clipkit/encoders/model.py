@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipkit.encoders.checkpoint import load_checkpoint
 from clipkit.encoders.config import CLIPConfig, VisionConfig
 from clipkit.encoders.conv import ConvTower
 from clipkit.encoders.initialise import initialise_conv, initialise_head, initialise_text, initialise_vision
@@ -77,7 +78,7 @@ class CLIP(TextTower):
 
     def blocks(self) -> list[nn.Module]:
         """Both towers' blocks, image tower first: what FSDP shards and torch.compile compiles one by one."""
-        return [*self.visual.blocks(), *self.transformer.resblocks]
+        return [*self.visual.blocks(), *self.transformer.blocks()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -128,8 +129,6 @@ def create_model(
     if dtype is not None:
         _cast(model, dtype)
     if pretrained is not None:
-        from clipkit.encoders.checkpoint import load_checkpoint
-
         load_checkpoint(model, pretrained)
     return model
 

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,20 +98,29 @@ class Attention(nn.Module):
         return self.out_proj(out.flatten(-2))
 
 
+class MLP(nn.Module):
+    """Widen, activate, narrow."""
+
+    def __init__(self, width: int, hidden: int, activation_name: str) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.activation = activation(activation_name)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same."""
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
 class ResidualBlock(nn.Module):
     """x + attention(norm x), then x + mlp(norm x)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, activation_name: str, norm_eps: float) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
         self.ln_1 = LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads)
         self.ln_2 = LayerNorm(width, eps=norm_eps)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, hidden), gelu=activation(activation_name), c_proj=nn.Linear(hidden, width)
-            )
-        )
+        self.mlp = MLP(width, int(width * mlp_ratio), activation_name)
 
     def forward(self, x: Tensor, layout: Layout, pooled_only: bool = False) -> Tensor:
         """[..., width] -> the same; with `pooled_only` just the rows that `layout.pooled` names."""
@@ -136,6 +144,10 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(
             ResidualBlock(width, heads, mlp_ratio, activation_name, norm_eps) for _ in range(layers)
         )
+
+    def blocks(self) -> list[ResidualBlock]:
+        """First to last."""
+        return [cast(ResidualBlock, block) for block in self.resblocks]
 
     def forward(self, x: Tensor, layout: Layout, pooled_only: bool) -> Tensor:
         """[..., width] -> the pooled rows, or all of them."""

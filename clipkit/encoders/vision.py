@@ -49,7 +49,7 @@ class VisionTransformer(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks, first to last."""
-        return list(self.transformer.resblocks)
+        return [*self.transformer.blocks()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in and out. Nothing is executed on reading (safetensors, or torch.load with weights_only)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipkit.encoders.config import CLIPConfig, VisionConfig
+from clipkit.encoders.layouts import State, custom_text_names, recognise, unwrap
+from clipkit.errors import value_error
+
+if TYPE_CHECKING:
+    from clipkit.encoders.model import CLIP
+
+_NAMED_AT_MOST = 8
+_IMAGE_POSITIONS, _TEXT_POSITIONS = "visual.positional_embedding", "positional_embedding"
+_EXPORTS = ("open_clip", "open_clip_custom_text", "clipkit")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_checkpoint` did. Names are this library's, except `unexpected`, which are the checkpoint's own.
+
+    untouched: parameters of a tower that the checkpoint's layout does not hold at all (a timm image tower has no text).
+    mismatched, resized: "name: shape in the checkpoint -> shape in the model".
+    """
+
+    layout: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    resized: tuple[str, ...]
+    untouched: tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = ", ".join(
+            f"{len(names)} {what}"
+            for what in ("loaded", "missing", "unexpected", "mismatched", "resized", "untouched")
+            if (names := getattr(self, what))
+        )
+        return f"{self.layout}: {counts}"
+
+
+def load_checkpoint(
+    model: CLIP,
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    resize_positions: bool = False,
+) -> LoadReport:
+    """Fill `model` from a checkpoint and say what happened.
+
+    Recognised: open_clip's CLIP and CustomTextCLIP (training checkpoints too), OpenAI's state dict, timm's vision
+    transformer (image tower only; a patch bias is folded into the positions, exactly), open_clip with a timm tower, and
+    this library's own. DDP and torch.compile prefixes are dropped. Values are cast to the model's dtype and device.
+
+    strict: every parameter of the towers in the checkpoint must be given and fit, and nothing may be left over;
+    otherwise ValueError names what is missing, unexpected and of another shape, and the model is unchanged. Not strict:
+    what fits is loaded, the rest is reported. resize_positions: when the picture size differs, resample the image
+    tower's positions (bicubic, antialiased); when the model's context is shorter, keep the first text positions.
+
+    Raises FileNotFoundError for a missing file, ValueError for a file that is no checkpoint of tensors.
+    """
+    state, source = _read(path_or_state_dict)
+    layout = recognise(state)
+    if layout is None:
+        raise value_error(
+            "checkpoint",
+            got=f"{source} with tensors {_some(state) or 'none'}",
+            want="a CLIP in the layout of open_clip, OpenAI, timm or clipkit",
+            fix="rename its tensors to open_clip's names",
+        )
+    given = layout.translate(state)
+    wanted: dict[str, Tensor] = dict(model.named_parameters())
+    if any(parameter.is_meta for parameter in wanted.values()):
+        raise value_error(
+            "model", got="parameters on the meta device", want="memory to load into", fix='model.to_empty(device="cpu")'
+        )
+    in_layout = [name for name in wanted if name.startswith("visual.") or not layout.image_only]
+    resized = _resize_positions(given, wanted) if resize_positions else ()
+    fits = {name: value for name in in_layout if (value := _fitting(given.get(name), wanted[name])) is not None}
+    report = LoadReport(
+        layout=layout.name,
+        loaded=tuple(fits),
+        missing=tuple(name for name in in_layout if name not in given),
+        unexpected=tuple(name for name in given if name not in wanted),
+        mismatched=tuple(
+            _shapes(name, given[name], wanted[name]) for name in in_layout if name in given and name not in fits
+        ),
+        resized=resized,
+        untouched=tuple(name for name in wanted if name not in in_layout),
+    )
+    if strict:
+        _refuse_gaps(report, source)
+    with torch.no_grad():
+        for name, value in fits.items():
+            wanted[name].copy_(value)
+    return report
+
+
+def export_state_dict(model: CLIP, layout: str = "open_clip") -> State:
+    """The model's tensors by name, sharing its memory.
+
+    layout: "open_clip" loads strictly into open_clip's CLIP of the same configuration (`open_clip_config`),
+    "open_clip_custom_text" into its CustomTextCLIP, "clipkit" is for this library and holds for every model.
+    ValueError for an unknown layout, and for open_clip's when the image tower is convolutional (open_clip has none).
+    """
+    if layout not in _EXPORTS:
+        raise value_error("layout", got=repr(layout), want=" or ".join(map(repr, _EXPORTS)), fix="choose one of them")
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    if layout == "clipkit":
+        return state
+    _vision_transformer_of(model.config)
+    return custom_text_names(state) if layout == "open_clip_custom_text" else state
+
+
+def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
+    """The model configuration that open_clip reads (its JSON files), for a model of this library.
+
+    ValueError where open_clip has no such model: a convolutional tower, or different activations in the two towers.
+    """
+    vision, text = _vision_transformer_of(config), config.text
+    if vision.activation != text.activation:
+        raise value_error(
+            "config",
+            got=f"{vision.activation} for pictures and {text.activation} for text",
+            want="one activation",
+            fix="open_clip knows quick_gelu for both towers or neither",
+        )
+    converted: dict[str, Any] = {
+        "embed_dim": config.embed_dim,
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "width": vision.width,
+            "layers": vision.layers,
+            "head_width": vision.head_width,
+            "mlp_ratio": vision.mlp_ratio,
+            "patch_dropout": vision.patch_dropout,
+            "no_ln_pre": not vision.pre_norm,
+            "pool_type": vision.pool,
+            "norm_kwargs": {"eps": vision.norm_eps},
+        },
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+            "mlp_ratio": text.mlp_ratio,
+            "norm_kwargs": {"eps": text.norm_eps},
+        },
+        "quick_gelu": vision.activation == "quick_gelu",
+    }
+    if config.init_logit_bias is not None:
+        converted["init_logit_bias"] = config.init_logit_bias
+    return converted
+
+
+def _vision_transformer_of(config: CLIPConfig) -> VisionConfig:
+    if not isinstance(config.vision, VisionConfig):
+        raise value_error(
+            "model",
+            got="a convolutional image tower",
+            want="a vision transformer, the only one open_clip can load",
+            fix="export with layout='clipkit'",
+        )
+    return config.vision
+
+
+def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[State, str]:
+    if isinstance(source, Mapping):
+        return unwrap(source), "a state dict"
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint: {path} is not a file; give a .safetensors or .pt file, names are not fetched"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return unwrap(load_file(path)), path.name
+        except SafetensorError as error:
+            raise _unreadable(path, error, "download or export it again") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        fix = "save its state dict: torch.save(model.state_dict(), path); a TorchScript file is read by torch.jit.load"
+        raise _unreadable(path, error, fix) from error
+    if not isinstance(loaded, Mapping):
+        raise _unreadable(path, type(loaded).__name__, "save a state dict")
+    return unwrap(loaded), path.name
+
+
+def _unreadable(path: Path, error: object, fix: str) -> ValueError:
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return value_error("checkpoint", got=f"{path.name}: {first_line}", want="a file of tensors", fix=fix)
+
+
+def _fitting(value: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The value in the parameter's shape ([1] and 0-D are both a scalar), or None."""
+    if value is None or value.shape == parameter.shape:
+        return value
+    return value.reshape(parameter.shape) if value.numel() == parameter.numel() == 1 else None
+
+
+def _resize_positions(given: State, wanted: Mapping[str, Tensor]) -> tuple[str, ...]:
+    resized = []
+    for name, resize in ((_IMAGE_POSITIONS, _resample_grid), (_TEXT_POSITIONS, _first_rows)):
+        old, new = given.get(name), wanted.get(name)
+        if old is None or new is None or old.shape == new.shape or old.shape[1:] != new.shape[1:]:
+            continue
+        value = resize(old, new.shape[0])
+        if value is not None:
+            resized.append(_shapes(name, old, new))
+            given[name] = value
+    return tuple(resized)
+
+
+def _resample_grid(positions: Tensor, count: int) -> Tensor | None:
+    """Class token kept, the square grid of [1 + g * g, width] resampled; None when it is not square."""
+    old, new = round((positions.shape[0] - 1) ** 0.5), round((count - 1) ** 0.5)
+    if old**2 + 1 != positions.shape[0] or new**2 + 1 != count:
+        return None
+    grid = positions[1:].float().T.reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions[:1].float(), grid.reshape(-1, new * new).T])
+
+
+def _first_rows(positions: Tensor, count: int) -> Tensor | None:
+    return positions[:count] if count <= positions.shape[0] else None
+
+
+def _refuse_gaps(report: LoadReport, source: str) -> None:
+    problems = [
+        f"{len(names)} {what} ({_some(names)})"
+        for what in ("missing", "unexpected", "mismatched")
+        if (names := getattr(report, what))
+    ]
+    if problems:
+        fix = "load with strict=False to take what fits, or create the model with the checkpoint's sizes"
+        if any("positional_embedding" in name for name in report.mismatched):
+            fix += "; resize_positions=True adapts the positions"
+        raise value_error(
+            "checkpoint", got=f"{source} with {'; '.join(problems)}", want="this model's tensors", fix=fix
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f", and {len(listed) - _NAMED_AT_MOST} more" if len(listed) > _NAMED_AT_MOST else ""
+    return ", ".join(listed[:_NAMED_AT_MOST]) + more
+
+
+def _shapes(name: str, value: Tensor, parameter: Tensor) -> str:
+    return f"{name}: {tuple(value.shape)} -> {tuple(parameter.shape)}"
