@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.data.hashing import hashed, uniform
 
@@ -15,13 +15,24 @@ SEPARATOR = ", "
 
 
 def with_tags(
-    caption: str, tags: Sequence[str], how_many: tuple[int, int], *, seed: int, epoch: int, index: int
-) -> str:
-    """`caption` followed by k different tags in random order, k uniform in `how_many` (both ends included), all of
-    them where there are fewer than k."""
+    captions: Sequence[str],
+    tags: Sequence[Sequence[str]],
+    how_many: tuple[int, int],
+    *,
+    seed: int,
+    epoch: int,
+    ids: NDArray[np.int64],
+) -> list[str]:
+    """Each caption followed by k different tags of its sample in random order; k is uniform in `how_many` (both ends
+    included), all of them where there are fewer than k. `tags` and `ids` run parallel to `captions`."""
     low, high = how_many
-    k = low + math.floor(float(uniform(seed, epoch, index, _HOW_MANY)) * (high - low + 1))
-    if k == 0 or not tags:
-        return caption
-    chosen = np.argsort(hashed(seed, epoch, index, _WHICH, np.arange(len(tags))), kind="stable")[:k]
-    return SEPARATOR.join([caption, *(tags[number] for number in chosen)])
+    if high == 0 or not captions:
+        return list(captions)
+    wanted = low + np.floor(uniform(seed, epoch, _HOW_MANY, ids) * (high - low + 1)).astype(np.int64)
+    most = max(map(len, tags))
+    rank = hashed(seed, epoch, _WHICH, ids[:, None], np.arange(most))
+    varied = []
+    for caption, own, k, order in zip(captions, tags, wanted.tolist(), rank, strict=True):
+        chosen = np.argsort(order[: len(own)], kind="stable")[:k].tolist() if k and own else []
+        varied.append(SEPARATOR.join([caption, *(own[number] for number in chosen)]))
+    return varied

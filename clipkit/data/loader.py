@@ -19,9 +19,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from clipkit.data.batch import Batch, Skipped
 from clipkit.data.captions import with_tags
-from clipkit.data.order import GlobalOrder
+from clipkit.data.order import GlobalOrder, Ids
 from clipkit.data.pictures import Pixels
-from clipkit.data.records import BrokenSample, Dataset
+from clipkit.data.records import BrokenSample, Dataset, Record
 from clipkit.data.transform import ImageTransform
 from clipkit.errors import value_error
 
@@ -29,7 +29,9 @@ _log = logging.getLogger(__name__)
 
 MAX_NAMED = 100
 _SHARED_MEMORY = "/dev/shm"
-_EMPTY, _FILLED = 0, 1
+
+Words = tuple[str, Sequence[str]]  # a caption and the sample's tags
+_Rows = tuple[Ids, Pixels, list[Words], list[Skipped]]
 
 
 class Loader:
@@ -135,20 +137,11 @@ class _Steps(TorchDataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         epoch, step_in_epoch = divmod(step, self._order.steps_per_epoch)
         wanted = self._order.ids(epoch, step_in_epoch)[self._rows]
-        pictures, captions, skipped, kept = [], [], [], []
-        for index in wanted.tolist():
-            try:
-                pixels, caption, tags = self._sample(index, epoch)
-            except BrokenSample as broken:
-                skipped.append(Skipped(index, broken.reason, f"{broken.shard}: {broken.key}"))
-                continue
-            pictures.append(pixels)
-            captions.append(with_tags(caption, tags, self._caption_tags, seed=self._seed, epoch=epoch, index=index))
-            kept.append(index)
-        ids = np.array(kept, dtype=np.int64)
-        size = self._transform.size
-        square = np.stack(pictures) if pictures else np.empty((0, size, size, 3), dtype=np.uint8)
+        read = self._read_through_cache if self._cache is not None else self._read
+        ids, square, words, skipped = read(wanted, epoch)
         varied = self._transform.vary(square, seed=self._seed, epoch=epoch, ids=ids)
+        captions, tags = [caption for caption, _ in words], [tags for _, tags in words]
+        captions = with_tags(captions, tags, self._caption_tags, seed=self._seed, epoch=epoch, ids=ids)
         return Batch(
             ids=torch.from_numpy(ids),
             pixels=torch.from_numpy(varied).permute(0, 3, 1, 2).contiguous(),
@@ -160,17 +153,36 @@ class _Steps(TorchDataset[Batch]):
             skipped=skipped,
         )
 
-    def _sample(self, index: int, epoch: int) -> tuple[Pixels, str, Sequence[str]]:
-        if self._cache is not None and (held := self._cache.get(index)) is not None:
-            return held
-        record = self._dataset.read(index)
+    def _read(self, wanted: Ids, epoch: int) -> _Rows:
+        """Read and decode; what is broken is left out of ids, pixels and words, and told."""
+        ids, pictures, words, skipped = [], [], [], []
+        for index in wanted.tolist():
+            try:
+                record = self._dataset.read(index)
+                pictures.append(self._square(record, epoch))
+            except BrokenSample as broken:
+                skipped.append(Skipped(index, broken.reason, f"{broken.shard}: {broken.key}"))
+                continue
+            ids.append(index)
+            words.append((record.caption, record.tags))
+        size = self._transform.size
+        square = np.stack(pictures) if pictures else np.empty((0, size, size, 3), dtype=np.uint8)
+        return np.array(ids, dtype=np.int64), square, words, skipped
+
+    def _read_through_cache(self, wanted: Ids, epoch: int) -> _Rows:
+        assert self._cache is not None
+        new = np.array([index for index in wanted.tolist() if index not in self._cache.words], dtype=np.int64)
+        ids, square, words, skipped = self._read(new, epoch)
+        self._cache.put(ids, square, words)
+        if skipped:
+            wanted = wanted[~np.isin(wanted, [sample.index for sample in skipped])]
+        return wanted, *self._cache.get(wanted), skipped
+
+    def _square(self, record: Record, epoch: int) -> Pixels:
         try:
-            pixels = self._transform.square(record.image_bytes, seed=self._seed, epoch=epoch, index=index)
+            return self._transform.square(record.image_bytes, seed=self._seed, epoch=epoch, index=record.id)
         except BrokenSample as broken:
             raise BrokenSample(broken.reason, self._dataset.name, record.key) from broken
-        if self._cache is not None:
-            self._cache.put(index, pixels, record.caption, record.tags)
-        return pixels, record.caption, record.tags
 
     def _tokens(self, captions: list[str]) -> Tensor:
         # the tokenizer says how long its context is, also where every sample of the slice was broken
@@ -178,15 +190,16 @@ class _Steps(TorchDataset[Batch]):
 
 
 class _Cache:
-    """Decoded pictures of a whole set in one array (shared by the workers), captions and tags in each process."""
+    """Decoded pictures of a whole set in one array, their captions and tags beside it.
+
+    Worker processes share the array but not the words: each decodes for itself what it has not met, and what it
+    writes is what another wrote before. So nobody waits and nobody reads half a picture.
+    """
 
     def __init__(self, count: int, size: int, *, shared: bool) -> None:
-        self._pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)
-        self._state = torch.zeros(count, dtype=torch.uint8)
-        self._words: dict[int, tuple[str, Sequence[str]]] = {}
-        if shared:
-            self._pixels.share_memory_()
-            self._state.share_memory_()
+        pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)
+        self._pixels = pixels.share_memory_() if shared else pixels
+        self.words: dict[int, Words] = {}
 
     @classmethod
     def fitting(cls, dataset: Dataset, transform: ImageTransform, cache_mb: int, *, shared: bool) -> _Cache | None:
@@ -198,18 +211,14 @@ class _Cache:
             return None
         return cls(len(dataset), transform.size, shared=shared)
 
-    def get(self, index: int) -> tuple[Pixels, str, Sequence[str]] | None:
-        """The sample if this process knows its words and some process has decoded it."""
-        words = self._words.get(index)
-        if words is None or self._state[index] != _FILLED:
-            return None
-        return self._pixels[index].numpy(), *words
+    def get(self, ids: Ids) -> tuple[Pixels, list[Words]]:
+        """Pixels [n, size, size, 3] and words of samples that were put here by this process."""
+        return self._pixels[torch.from_numpy(ids)].numpy(), [self.words[index] for index in ids.tolist()]
 
-    def put(self, index: int, pixels: Pixels, caption: str, tags: Sequence[str]) -> None:
-        """Keep a sample. The mark comes after the pixels: another process must not see it first."""
-        self._pixels[index] = torch.from_numpy(np.array(pixels))
-        self._state[index] = _FILLED
-        self._words[index] = caption, tags
+    def put(self, ids: Ids, pixels: Pixels, words: list[Words]) -> None:
+        """Keep samples."""
+        self._pixels[torch.from_numpy(ids)] = torch.from_numpy(pixels)
+        self.words.update(zip(ids.tolist(), words, strict=True))
 
 
 def _free_shared_memory() -> int:

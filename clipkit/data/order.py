@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.hashing import U64, hashed
+from clipkit.data.hashing import U64, hashed, hashed_int
 from clipkit.errors import value_error
 
 Ids = NDArray[np.int64]
@@ -70,7 +70,7 @@ class GlobalOrder:
         for one in np.unique(number):
             rows = number == one
             start = int(one) * window
-            key = int(hashed(self.seed, epoch, _WITHIN, int(one)))
+            key = hashed_int(self.seed, epoch, _WITHIN, int(one))
             result[rows] = start + permute(inside[rows], min(window, self.num_samples - start), key)
         return result if window >= self.num_samples else self._blocks(epoch, result)
 
@@ -79,8 +79,8 @@ class GlobalOrder:
         whole = self.num_samples // BLOCK
         number, inside = np.divmod(positions, BLOCK)
         moved = number < whole
-        number[moved] = permute(number[moved], whole, int(hashed(self.seed, epoch, _BLOCKS)))
-        turn = int(hashed(self.seed, epoch, _ROTATION)) % self.num_samples
+        number[moved] = permute(number[moved], whole, hashed_int(self.seed, epoch, _BLOCKS))
+        turn = hashed_int(self.seed, epoch, _ROTATION) % self.num_samples
         rotated: Ids = (number * BLOCK + inside + turn) % self.num_samples
         return rotated
 

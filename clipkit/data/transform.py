@@ -82,16 +82,18 @@ class ImageTransform:
         reach = self.shift if self.shift is not None else 0 if self.crop_scale else self.size // 16
         if reach == 0 and self.flip == 0:
             return pixels
-        base = np.arange(self.size)
-        moves = [
-            np.floor(uniform(seed, epoch, ids, use) * (2 * reach + 1)).astype(np.int64) - reach
+        down, right = (
+            np.floor(uniform(seed, epoch, use, ids) * (2 * reach + 1)).astype(np.int64).tolist()
             for use in (_SHIFT_Y, _SHIFT_X)
-        ]
-        rows, columns = (np.clip(base + move[:, None], 0, self.size - 1) for move in moves)
-        if self.flip > 0:
-            mirrored = uniform(seed, epoch, ids, _FLIP) < self.flip
-            columns[mirrored] = columns[mirrored, ::-1]
-        return pixels[np.arange(len(ids))[:, None, None], rows[:, :, None], columns[:, None, :]]
+        )
+        mirrored = (uniform(seed, epoch, _FLIP, ids) < self.flip).tolist()
+        wide = np.pad(pixels, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+        varied = np.empty_like(pixels)
+        # slice by slice: one gather of the whole batch costs ten times as much
+        for row, (top, left, mirror) in enumerate(zip(down, right, mirrored, strict=True)):
+            part = wide[row, top : top + self.size, left : left + self.size]
+            varied[row] = part[:, ::-1] if mirror else part
+        return varied
 
     def _whole(self, picture: Image.Image) -> Image.Image:
         if picture.size == (self.size, self.size):
@@ -112,7 +114,7 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     device = pixels.device
     std_column = torch.tensor(std, dtype=torch.float32).to(device, non_blocking=True).view(3, 1, 1)
     mean_column = torch.tensor(mean, dtype=torch.float32).to(device, non_blocking=True).view(3, 1, 1)
-    return torch.addcmul(-mean_column / std_column, pixels.float(), 1 / (255 * std_column))
+    return pixels.float().sub_(255 * mean_column).div_(255 * std_column)
 
 
 def _random_box(
@@ -121,7 +123,7 @@ def _random_box(
     """A random part of the picture: its area uniform in `scale`, its aspect log-uniform in 3/4 to 4/3 (Inception's
     crop); the whole centre square where ten tries do not fit."""
     width, height = size
-    draws = {use: uniform(seed, epoch, index, use, np.arange(_CROP_TRIES)) for use in (_AREA, _RATIO, _LEFT, _TOP)}
+    draws = {use: uniform(seed, epoch, use, index, np.arange(_CROP_TRIES)) for use in (_AREA, _RATIO, _LEFT, _TOP)}
     areas = width * height * (scale[0] + draws[_AREA] * (scale[1] - scale[0]))
     ratios = np.exp(math.log(_RATIOS[0]) + draws[_RATIO] * (math.log(_RATIOS[1]) - math.log(_RATIOS[0])))
     widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
