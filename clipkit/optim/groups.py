@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameter groups: who is decayed, and who has a learning rate of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+SCALE_NAMES = ("logit_scale", "logit_bias")
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    lr_scale: float | None = None,
+) -> list[dict[str, Any]]:
+    """Split trainable parameters into decayed matrices, undecayed vectors (biases, norms, ...), and logit scale/bias.
+
+    The last are a group of their own even at the same rate: under FSDP2 they are plain tensors among sharded ones,
+    and one fused optimizer call cannot mix the two. Each group keeps its peak rate in "peak_lr" (a schedule writes
+    "lr") and its parameters' names in "names". Empty groups are left out.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        "decay": {"weight_decay": weight_decay, "peak_lr": lr},
+        "no_decay": {"weight_decay": 0.0, "peak_lr": lr},
+        "scale": {"weight_decay": 0.0, "peak_lr": lr if lr_scale is None else lr_scale},
+    }
+    for group in groups.values():
+        group.update(params=[], names=[], lr=group["peak_lr"])
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        kind = "scale" if name.rpartition(".")[2] in SCALE_NAMES else "decay" if parameter.ndim >= 2 else "no_decay"
+        groups[kind]["params"].append(parameter)
+        groups[kind]["names"].append(name)
+    return [{**group, "group": kind} for kind, group in groups.items() if group["params"]]

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fp32, fp64, and 16-bit autocast with fp16's loss scaling."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+_LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """How the encoders compute. Weights, optimizer state and losses stay in fp32 (fp64 for `fp64`)."""
+
+    def __init__(self, name: str, device_type: str, *, autocast: bool = True) -> None:
+        """`autocast=False`: somebody else casts (FSDP2's own mixed precision)."""
+        self.low_dtype = _LOW.get(name)
+        self.weight_dtype = torch.float64 if name == "fp64" else torch.float32
+        self._device_type, self._autocast = device_type, autocast and self.low_dtype is not None
+        self.scaler = torch.amp.GradScaler(device_type, enabled=name == "fp16")
+
+    def encoding(self) -> contextlib.AbstractContextManager[object]:
+        """The context that encoders run in."""
+        if not self._autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device_type, dtype=self.low_dtype)
