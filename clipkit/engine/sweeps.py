@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's interface: the sweeps over a pairwise form S = scale · X Yᵀ that the losses are made of.
 
-Shapes everywhere: x [n, d] are this rank's rows, y [m, d] all columns, `scale` a 0-D tensor. Arithmetic, statistics and results are
-fp32 (float64 for float64 inputs): 16-bit inputs are multiplied exactly and accumulated in fp32, and the scale multiplies the fp32
-product. `diagonal=k` says that row i's positive is column k + i. Products of gradients, "G Y", come without the scale.
+Shapes everywhere: x [n, d] are this rank's rows, y [m, d] all columns, `scale` a 0-D tensor. Arithmetic, statistics and
+results are fp32 (float64 for float64 inputs): 16-bit inputs are multiplied exactly and accumulated in fp32, and the
+scale multiplies the fp32 product. `diagonal=k` says that row i's positive is column k + i. Products of gradients, "G
+Y", come without the scale.
 
-A backend implements some of these functions under the same names and arguments; `dispatch.choose` finds the one to call.
+A backend implements some of these functions under the same names and arguments; `dispatch.choose` finds the one to
+call.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from clipkit.engine.dispatch import choose
 
 
 class PairStatistics(NamedTuple):
-    """Student and teacher log-sum-exps, and teacher-weighted means, of two forms over the same pairs; rows [n], columns [m].
+    """Student and teacher log-sum-exps, and teacher-weighted means, of two forms over the same pairs; rows [n], columns
+    [m].
 
     With P and Q the row and column softmax of the teacher's logits T:
     row_gap_i = Σ_j P_ij (T_ij - S_ij), row_teacher_i = Σ_j P_ij T_ij, and the same down the columns with Q.
@@ -37,7 +40,9 @@ class PairStatistics(NamedTuple):
 def log_sum_exps(
     x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """Row and column log-sum-exps of S, [n] and [m]; with `diagonal`, positives are left out (-inf where nothing is left)."""
+    """Row and column log-sum-exps of S, [n] and [m]; with `diagonal`, positives are left out (-inf where nothing is
+    left).
+    """
     return choose("log_sum_exps", x, backend)(x, y, scale, diagonal=diagonal)
 
 
@@ -54,10 +59,11 @@ def exponential_products(
     want_y: bool = True,
     backend: str = "",
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(G Y [n, d], Gᵀ X [m, d]) for G_ij = e^(S_ij - row_offset_i) + e^(S_ij - column_offset_j), and G = diagonal_weight_i on positives.
+    """(G Y [n, d], Gᵀ X [m, d]) for G_ij = e^(S_ij - row_offset_i) + e^(S_ij - column_offset_j), and G =
+    diagonal_weight_i on positives.
 
-    Without `row_offset` or without `column_offset` that term is absent. The positives' weights come from outside because they
-    are differences near zero (P_ii - 1) that only their own formula gets right.
+    Without `row_offset` or without `column_offset` that term is absent. The positives' weights come from outside
+    because they are differences near zero (P_ii - 1) that only their own formula gets right.
     """
     return choose("exponential_products", x, backend)(
         x,
@@ -89,7 +95,9 @@ def labelled_sigmoid_sweep(
     want_gradients: bool,
     backend: str = "",
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(Σ softplus(-z X), G W, Gᵀ x, Σ_rows G) for X = x Wᵀ + bias, positives of row i being target_indices[offsets_i : offsets_i+1]."""
+    """(Σ softplus(-z X), G W, Gᵀ x, Σ_rows G) for X = x Wᵀ + bias, positives of row i being target_indices[offsets_i :
+    offsets_i+1].
+    """
     return choose("labelled_sigmoid_sweep", x, backend)(
         x, weight, bias, target_offsets, target_indices, want_gradients=want_gradients
     )
@@ -103,9 +111,18 @@ def softmax_sweep(
 
 
 def pair_statistics(
-    x: Tensor, y: Tensor, scale: Tensor, x_teacher: Tensor, y_teacher: Tensor, teacher_scale: Tensor, *, backend: str = ""
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    x_teacher: Tensor,
+    y_teacher: Tensor,
+    teacher_scale: Tensor,
+    *,
+    backend: str = "",
 ) -> PairStatistics:
-    """Statistics of a student's and a teacher's form over the same pairs; both tiles are made together, neither is stored."""
+    """Statistics of a student's and a teacher's form over the same pairs; both tiles are made together, neither is
+    stored.
+    """
     return choose("pair_statistics", x, backend)(x, y, scale, x_teacher, y_teacher, teacher_scale)
 
 
@@ -159,7 +176,9 @@ def curvature_sums(
     column_lse: Tensor,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """(Σ_j P_ij R_ij [n], Σ_i Q_ij R'_ij [m]): R along `along_rows`, R' along `along_columns`, P and Q the row and column softmax."""
+    """(Σ_j P_ij R_ij [n], Σ_i Q_ij R'_ij [m]): R along `along_rows`, R' along `along_columns`, P and Q the row and
+    column softmax.
+    """
     return choose("curvature_sums", x, backend)(
         x, y, scale, along_rows, along_columns, row_lse=row_lse, column_lse=column_lse
     )

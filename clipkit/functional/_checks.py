@@ -28,7 +28,10 @@ def check_features(**named: Tensor) -> None:
             )
         if features.dtype not in FLOATS:
             raise type_error(
-                name, got=str(features.dtype), want="float32, bfloat16, float16 or float64", fix="convert it with .to(...)"
+                name,
+                got=str(features.dtype),
+                want="float32, bfloat16, float16 or float64",
+                fix="convert it with .to(...)",
             )
         if features.dim() != 2 or features.shape[1] == 0:
             raise value_error(
@@ -105,9 +108,11 @@ def check_vector(argument: str, vector: Tensor, length: int, like: Tensor) -> No
 
 
 def as_scalar(argument: str, value: Tensor | float, like: Tensor) -> Tensor:
-    """`value` as a 0-D tensor of the accumulation type on the features' device, differentiable in the tensor it came from.
+    """`value` as a 0-D tensor of the accumulation type on the features' device, differentiable in the tensor it came
+    from.
 
-    Accepts a float, a 0-D tensor, or a one-element tensor [1]; the gradient takes the shape and dtype of what was passed.
+    Accepts a float, a 0-D tensor, or a one-element tensor [1]; the gradient takes the shape and dtype of what was
+    passed.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(value, Tensor):
@@ -126,7 +131,10 @@ def as_scalar(argument: str, value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full((), float(value), dtype=dtype, device=like.device)
     raise type_error(
-        argument, got=f"a {type(value).__name__}", want="a float, a 0-D or a [1] tensor", fix="pass the multiplier itself"
+        argument,
+        got=f"a {type(value).__name__}",
+        want="a float, a 0-D or a [1] tensor",
+        fix="pass the multiplier itself",
     )
 
 

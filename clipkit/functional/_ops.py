@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a loss becomes an operator: registered with torch.library, so that torch.compile sees one node and no graph break."""
+"""How a loss becomes an operator: registered with torch.library, so that torch.compile sees one node and no graph
+break.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from torch.library import CustomOpDef
 def loss_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Register a function as the operator clipkit::`name`.
 
-    Inside it autocast is off: a mixed-precision region would otherwise cast the fp32 operands of the engine to 16 bit and round
-    the logits. (Autocast falls through to a custom operator and would still be on within.)
+    Inside it autocast is off: a mixed-precision region would otherwise cast the fp32 operands of the engine to 16 bit
+    and round the logits. (Autocast falls through to a custom operator and would still be on within.)
     """
 
     def register(function: Callable[..., Any]) -> CustomOpDef:
@@ -44,3 +46,56 @@ def or_nothing(value: Tensor | None, like: Tensor) -> Tensor:
 def accumulation(like: Tensor) -> torch.dtype:
     """The type of statistics, losses and saved gradients: float64 for float64, else float32."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def register_unit_gradients(operator: CustomOpDef) -> None:
+    """Autograd for an operator whose first output is its loss and whose others are the gradients of its first inputs.
+
+    Losses that need no statistics make their gradients in the forward sweep, in the accumulation type and for an
+    incoming gradient of one; the backward only multiplies and casts.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output[1:])
+        ctx.dtypes = [value.dtype for value in inputs[: len(output) - 1]]
+        ctx.others = len(inputs) - len(ctx.dtypes)
+
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad
+        gradients = [
+            (saved * grad).to(dtype) if want else None
+            for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, wanted, strict=False)
+        ]
+        return (*gradients, *[None] * ctx.others)
+
+    operator.register_autograd(backward, setup_context=setup_context)
+
+
+def wants_gradient(*values: Tensor) -> bool:
+    """Whether a gradient of any of these will be asked for."""
+    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+
+
+def register_closed_form(forward: CustomOpDef, backward: CustomOpDef, *, tensors: int) -> None:
+    """Autograd for a loss whose gradient needs the forward's statistics, by an operator of its own.
+
+    `forward` takes `tensors` tensors, then plain options, and returns (loss, residuals ...). `backward` takes the
+    incoming gradient, whether each tensor's gradient is wanted (a list of bool), the tensors, the residuals and the
+    options, and returns a gradient for each of the first of these tensors, in the accumulation type (empty where not
+    wanted).
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:tensors], *output[1:])
+        ctx.options = inputs[tensors:]
+
+    def run_backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad[:tensors])
+        gradients = backward(grad, wanted, *ctx.saved_tensors, *ctx.options)
+        kept = [
+            gradient.to(value.dtype) if want else None
+            for gradient, value, want in zip(gradients, ctx.saved_tensors, wanted, strict=False)
+        ]
+        return (*kept, *[None] * (tensors - len(kept) + len(ctx.options)))
+
+    forward.register_autograd(run_backward, setup_context=setup_context)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the engine's products G Y and Gᵀ X to the gradients of features and scale, the same for every loss of S = scale · X Yᵀ."""
+"""From the engine's products G Y and Gᵀ X to the gradients of features and scale, the same for every loss of S = scale
+· X Yᵀ.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipkit.functional._ops import accumulation, or_nothing
+from clipkit.functional._ops import accumulation, nothing, or_nothing
 from clipkit.parallel import Layout, scatter_sum_rows, sum_over_ranks
 
 
@@ -26,7 +28,8 @@ def positive_logits(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 class Products:
     """G Y [n, d] and Gᵀ X, unscaled, in the accumulation type; None where not wanted.
 
-    `gt_x` has all N rows, summed over this rank's pairs only, until `collect` brings each rank its own rows, summed over all.
+    `gt_x` has all N rows, summed over this rank's pairs only, until `collect` brings each rank its own rows, summed
+    over all.
     """
 
     g_y: Tensor | None
@@ -37,20 +40,44 @@ class Products:
         return Products(self.g_y, None if self.gt_x is None else scatter_sum_rows(self.gt_x, layout))
 
     def along_scale(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """Σ_ij G_ij <x_i, y_j> over all ranks, from either product: <X, G Y> = <Y, Gᵀ X>, O(n·d) and fp32 throughout."""
+        """Σ_ij G_ij <x_i, y_j> over all ranks, from either product: <X, G Y> = <Y, Gᵀ X>, O(n·d) and fp32
+        throughout.
+        """
         if self.g_y is not None:
             return sum_over_ranks(torch.sum(self.g_y * x), layout)
         assert self.gt_x is not None, "at least one product must be wanted"
         return sum_over_ranks(torch.sum(self.gt_x * y), layout)
 
-    def gradients(
-        self, x: Tensor, y: Tensor, scale: Tensor, unit: Tensor, layout: Layout, *, want_x: bool
+    def unit_gradients(
+        self, x: Tensor, y: Tensor, scale: Tensor, unit: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, y (their dtypes) and scale when ∂L/∂S = unit · G; empty tensors for features that are not wanted.
+        """Gradients of x, y and scale in the accumulation type when ∂L/∂S = unit · G; empty for a product that is
+        missing.
 
-        Features carry the factor world_size that the mean of DDP or FSDP takes away; the scale's gradient is global already.
+        Features carry the factor world_size that the mean of DDP or FSDP takes away; the scale's gradient is global
+        already.
         """
         to_features = unit * scale * layout.world_size
-        grad_x = None if self.g_y is None or not want_x else (self.g_y * to_features).to(x.dtype)
-        grad_y = None if self.gt_x is None else (self.gt_x * to_features).to(y.dtype)
-        return or_nothing(grad_x, x), or_nothing(grad_y, y), unit * self.along_scale(x, y, layout)
+        grad_x = None if self.g_y is None else self.g_y * to_features
+        grad_y = None if self.gt_x is None else self.gt_x * to_features
+        return or_nothing(grad_x, unit), or_nothing(grad_y, unit), unit * self.along_scale(x, y, layout)
+
+
+def products_wanted(wanted: list[bool]) -> tuple[bool, bool]:
+    """Which of G Y and Gᵀ X to compute when gradients of (x, y, scale, ...) are `wanted`; the scale alone needs one of
+    them.
+    """
+    return wanted[0] or not wanted[1], wanted[1]
+
+
+def fake_gradients(
+    grad: Tensor, wanted: list[bool], x: Tensor, y: Tensor, scale: Tensor, *rest: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes of `Products.unit_gradients`, for the operators that end in it."""
+    want_x, want_y = products_wanted(wanted)
+    dtype = accumulation(x)
+    return (
+        torch.empty_like(x, dtype=dtype) if want_x else nothing(grad),
+        torch.empty_like(y, dtype=dtype) if want_y else nothing(grad),
+        torch.empty_like(scale),
+    )

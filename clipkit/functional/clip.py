@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The symmetric contrastive loss of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), exact over the global batch.
+"""The symmetric contrastive loss of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), exact over the global
+batch.
 
 With S = scale · I Tᵀ, r and c its row and column log-sum-exps over N pairs:
 L = 1/(2N) Σ_i (r_i - S_ii) + (c_i - S_ii),  ∂L/∂S = (P + Q - 2·Id)/(2N), P and Q the row and column softmax.
 
-Both terms are computed in margin form: with δ_i the log-sum-exp over the negatives minus S_ii, r_i - S_ii = softplus(δ_i) and
-1 - P_ii = σ(δ_i). In fp32 r_i - S_ii itself would be a difference of numbers near 100, lost below 7.6e-6.
+Both terms are computed in margin form: with δ_i the log-sum-exp over the negatives minus S_ii, r_i - S_ii =
+softplus(δ_i) and 1 - P_ii = σ(δ_i). In fp32 r_i - S_ii itself would be a difference of numbers near 100, lost below
+7.6e-6.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,10 @@ from torch.nn import functional as F
 
 from clipkit.engine import sweeps
 from clipkit.functional._checks import as_scalar, check_fraction, check_nonempty, check_pair, common_type
-from clipkit.functional._ops import accumulation, loss_op, nothing
-from clipkit.functional._products import Products, positive_logits, widen
-from clipkit.parallel import (
-    Layout,
-    gather_rows,
-    group_name,
-    logaddexp_over_ranks,
-    sum_over_ranks,
-    world_size_of,
-)
+from clipkit.functional._margins import Margins
+from clipkit.functional._ops import accumulation, loss_op, nothing, register_closed_form
+from clipkit.functional._products import Products, fake_gradients, products_wanted, widen
+from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks, world_size_of
 
 
 def clip_loss(
@@ -51,12 +45,14 @@ def clip_loss(
         backend: the engine's backend by name; None for the device's default (`clipkit doctor` prints it).
 
     Returns:
-        0-D fp32 (float64 for float64 inputs), equal on every rank. After the mean that DDP or FSDP takes over ranks, gradients are
-        those of one process holding the whole batch; the gradient of `logit_scale` already is the global one on each rank.
+        0-D fp32 (float64 for float64 inputs), equal on every rank. After the mean that DDP or FSDP takes over ranks,
+        gradients are those of one process holding the whole batch; the gradient of `logit_scale` already is the global
+        one on each rank.
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
-        ValueError: shapes, widths or devices that do not fit together, an unknown or unusable backend, or an empty global batch.
+        ValueError: shapes, widths or devices that do not fit together, an unknown or unusable backend, or an empty
+        global batch.
     """
     check_pair(image_features=image_features, text_features=text_features)
     check_fraction("label_smoothing", label_smoothing, low=0.0, high=1.0)
@@ -70,24 +66,20 @@ def clip_loss(
 def _clip_forward(
     image: Tensor, text: Tensor, scale: Tensor, label_smoothing: float, group: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, row LSE [n], column LSE [N], positives' weight in G [n], all ranks' text [N, d] unless alone, rows per rank [W])."""
+    """(loss, row LSE [n], column LSE [N], positives' weight in G [n], all ranks' text [N, d] unless alone, rows per
+    rank [W]).
+    """
     layout = Layout.of(image, group)
     check_nonempty(layout.total)
     all_text = gather_rows(text, layout)
-    row_negatives, column_negatives = sweeps.log_sum_exps(
-        image, all_text, scale, diagonal=layout.start, backend=backend
-    )
-    column_negatives = logaddexp_over_ranks(column_negatives, layout)[layout.mine]
-    positive = positive_logits(image, text, scale)
-    row_margin, column_margin = row_negatives - positive, column_negatives - positive
-    loss = sum_over_ranks((F.softplus(row_margin) + F.softplus(column_margin)).sum(), layout) / (2 * layout.total)
+    margins = Margins.of(image, text, all_text, scale, layout, backend)
+    losses = F.softplus(margins.row) + F.softplus(margins.column)
+    loss = sum_over_ranks(losses.sum(), layout) / (2 * layout.total)
     if label_smoothing:
-        loss = loss + label_smoothing * _smoothing_term(image, text, positive, scale, layout)
-    column_lse = gather_rows(torch.logaddexp(column_negatives, positive), layout)
-    diagonal_weight = -(torch.sigmoid(row_margin) + torch.sigmoid(column_margin))
+        loss = loss + label_smoothing * _smoothing_term(image, text, margins.positive, scale, layout)
+    diagonal_weight = -(torch.sigmoid(margins.row) + torch.sigmoid(margins.column))
     kept_text = nothing(text) if layout.group is None else all_text
-    row_lse = torch.logaddexp(row_negatives, positive)
-    return loss, row_lse, column_lse, diagonal_weight, kept_text, layout.sizes_tensor()
+    return loss, margins.row_lse, margins.column_lse, diagonal_weight, kept_text, layout.sizes_tensor()
 
 
 @_clip_forward.register_fake
@@ -105,6 +97,7 @@ def _(
 @loss_op("clip_backward")
 def _clip_backward(
     grad: Tensor,
+    wanted: list[bool],
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -114,13 +107,12 @@ def _clip_backward(
     kept_text: Tensor,
     sizes: Tensor,
     label_smoothing: float,
-    want_image: bool,
-    want_text: bool,
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of image, text and scale; those not wanted come back empty."""
+    """Gradients of image, text and scale in the accumulation type; a tower's is empty where not wanted."""
     layout = Layout.recall(sizes, group)
+    want_image, want_text = products_wanted(wanted)
     g_text, gt_image = sweeps.exponential_products(
         image,
         text if layout.group is None else kept_text,
@@ -129,41 +121,18 @@ def _clip_backward(
         column_offset=column_lse,
         diagonal=layout.start,
         diagonal_weight=diagonal_weight,
-        want_x=want_image or not want_text,
+        want_x=want_image,
         want_y=want_text,
         backend=backend,
     )
     products = Products(g_text, gt_image).collect(layout)
     if label_smoothing:
         _add_smoothing_gradient(products, image, text, label_smoothing, layout)
-    return products.gradients(image, text, scale, grad / (2 * layout.total), layout, want_x=want_image)
+    return products.unit_gradients(image, text, scale, grad / (2 * layout.total), layout)
 
 
-@_clip_backward.register_fake
-def _(grad: Tensor, image: Tensor, text: Tensor, scale: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
-    want_image, want_text = rest[-4], rest[-3]
-    return (
-        torch.empty_like(image) if want_image else nothing(image),
-        torch.empty_like(text) if want_text else nothing(text),
-        torch.empty_like(scale),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image, text, scale, *ctx.options = inputs
-    ctx.save_for_backward(image, text, scale, *output[1:])
-
-
-def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    label_smoothing, group, backend = ctx.options
-    want_image, want_text, want_scale, *_ = ctx.needs_input_grad
-    image, text, scale = _clip_backward(
-        grad, *ctx.saved_tensors, label_smoothing, want_image, want_text, group, backend
-    )
-    return image if want_image else None, text if want_text else None, scale if want_scale else None, None, None, None
-
-
-_clip_forward.register_autograd(_backward, setup_context=_setup_context)
+_clip_backward.register_fake(fake_gradients)
+register_closed_form(_clip_forward, _clip_backward, tensors=3)
 
 
 def _smoothing_term(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor, layout: Layout) -> Tensor:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The collectives of a pairwise loss: gather rows, sum-and-scatter rows, merge log-sum-exps, sum scalars.
 
-Unequal row counts travel padded to the largest, because gloo and NCCL want equal messages; a rank without rows takes part.
+Unequal row counts travel padded to the largest, because gloo and NCCL want equal messages; a rank without rows takes
+part.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 
 from clipkit.errors import type_error, value_error
 
@@ -37,7 +38,7 @@ def find_group(name: str) -> ProcessGroup | None:
     """The process group called `name`; None for "" (this process alone)."""
     if name == ALONE:
         return None
-    return dist.distributed_c10d._resolve_process_group(name)
+    return _resolve_process_group(GroupName(name))
 
 
 def world_size_of(name: str) -> int:
@@ -63,7 +64,8 @@ class Layout:
     def of(cls, rows: Tensor, group: str) -> Layout:
         """Agree over `group` on who holds how many rows; `rows` [n, d] is what this rank holds.
 
-        Every rank sends (n, d), on the CPU where the group has a CPU backend, so that the device need not be waited for.
+        Every rank sends (n, d), on the CPU where the group has a CPU backend, so that the device need not be waited
+        for.
 
         Raises:
             ValueError: on every rank alike, when ranks disagree about d.

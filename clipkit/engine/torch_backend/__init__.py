@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend in plain torch: chunked, any device, float64-capable. The oracle that users can read, and the fallback that works."""
+"""The backend in plain torch: chunked, any device, float64-capable. The oracle that users can read, and the fallback
+that works.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,21 @@ from clipkit.engine.torch_backend.second_order import curvature_products, curvat
 from clipkit.engine.torch_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
 from clipkit.engine.torch_backend.two_forms import pair_products, pair_statistics
 
-SWEEPS = (
+__all__ = [
+    "SWEEPS",
     "curvature_products",
     "curvature_sums",
     "exponential_products",
     "labelled_sigmoid_sweep",
     "log_sum_exps",
+    "obstacle",
     "pair_products",
     "pair_statistics",
     "sigmoid_sweep",
     "softmax_sweep",
-)
+]
 
-__all__ = ["SWEEPS", "obstacle", *SWEEPS]
+SWEEPS = tuple(name for name in __all__ if name not in ("SWEEPS", "obstacle"))
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

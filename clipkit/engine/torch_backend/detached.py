@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-directional softmax: the row's normaliser is known inside its own tile, so loss and gradients come out of one sweep."""
+"""One-directional softmax: the row's normaliser is known inside its own tile, so loss and gradients come out of one
+sweep.
+"""
 
 from __future__ import annotations
 

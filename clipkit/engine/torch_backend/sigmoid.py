@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sigmoid family: no statistics, so loss and gradients come out of one sweep; positives are the diagonal or a CSR list."""
+"""Sigmoid family: no statistics, so loss and gradients come out of one sweep; positives are the diagonal or a CSR
+list.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from torch import Tensor
 _WORKSPACE_BYTES = {"cuda": 256 << 20}
 _DEFAULT_WORKSPACE_BYTES = 16 << 20
 _FEWEST_ROWS = 64
-"""Below this a product of [rows, d] with [d, m] is bound by reading Y; 64 fp32 rows cost 256·m bytes, under one [m, d] tower."""
+"""Below this a product of [rows, d] with [d, m] is bound by reading Y; 64 fp32 rows cost 256·m bytes, under one [m, d]
+tower.
+"""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -21,7 +23,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def widen(features: Tensor) -> Tensor:
-    """Features in the accumulation type. A product of widened 16-bit numbers is exact, so nothing is rounded but the sum."""
+    """Features in the accumulation type. A product of widened 16-bit numbers is exact, so nothing is rounded but the
+    sum.
+    """
     return features.to(compute_dtype(features.dtype))
 
 
@@ -57,5 +61,7 @@ class Form:
 
 
 def positives(tile: Tensor, rows: slice, diagonal: int) -> Tensor:
-    """A writable view of the positives' entries in the tile of `rows`, where row i's positive is column diagonal + i."""
+    """A writable view of the positives' entries in the tile of `rows`, where row i's positive is column diagonal +
+    i.
+    """
     return tile.diagonal(diagonal + rows.start)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two forms over the same pairs, a student's S and a teacher's T: softmax targets recomputed in the tile that uses them."""
+"""Two forms over the same pairs, a student's S and a teacher's T: softmax targets recomputed in the tile that uses
+them.
+"""
 
 from __future__ import annotations
 
