@@ -4,26 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from clipkit.evaluate.searching import Found
 from clipkit.report.gallery import result_tile
 from clipkit.report.page import page, section, write_page
 from clipkit.report.pictures import picture
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One picture found."""
-
-    key: str
-    caption: str
-    score: float
-    image_bytes: bytes
-
-
-def write_results(path: Path, found: Sequence[tuple[str, Sequence[Hit]]], *, source: str) -> Path:
+def write_results(path: Path, found: Sequence[tuple[str, Sequence[Found]]], *, source: str) -> Path:
     """Write the page of one or several queries. `source` says in words what was searched with what."""
     title = " · ".join(query for query, _ in found)
     sections = []
