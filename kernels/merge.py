@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# A term is flushed to zero 87 nats under its tile's offset. A line whose LSE is at most this many nats under the largest
-# offset of its tiles has lost at most (number of terms) * exp(-27) of its sum; one further down must be repaired.
+# A term is flushed to zero 87 nats under its tile's offset. A line whose LSE is at most this many nats under the
+# largest offset of its tiles has lost at most (number of terms) * exp(-27) of its sum; one further down is repaired.
 SUSPECT_GAP = tl.constexpr(60.0)
 
 

@@ -25,11 +25,11 @@ def row_col_lse(
     config: TileConfig | None = None,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row LSEs [N] and column LSEs [M], fp32, of scale * x @ y.T for x [N, d], y [M, d] (fp32, fp16 or bf16, one device).
+    """Row LSEs [N] and column LSEs [M], fp32, of scale * x @ y.T for x [N, d], y [M, d] in fp32, fp16 or bf16.
 
     `scale` is a float or a one-element tensor; it multiplies the fp32 product. Partial sums take at most about
-    `workspace_bytes`: larger problems run in bands of rows. Nothing is read back to the host. An empty side gives -inf
-    for the lines of the other. The caller has checked shapes, dtypes and devices.
+    `workspace_bytes`: larger problems run in bands of rows. Nothing is read back to the host. An empty side gives
+    -inf for the lines of the other. The caller has checked shapes, dtypes and devices.
     """
     (rows, width), (columns, y_width) = x.shape, y.shape
     assert width == y_width, "x and y must be equally wide"
@@ -49,7 +49,7 @@ def row_col_lse(
     for start in range(0, rows, band):
         stop = min(start + band, rows)
         row_sums, column_sums, offsets = _sweep(x[start:stop], y, factor, config)
-        row_tiles, column_tiles = offsets.shape
+        column_tiles = offsets.shape[1]
         band_out = (row_lse[start:stop], row_suspect[start:stop])
         _merge(row_sums, offsets, (column_tiles, 1), config.block_m, column_state, band_out, first=True, last=True)
         column_out = (column_lse, column_suspect)
@@ -81,7 +81,7 @@ def _band_rows(rows: int, columns: int, config: TileConfig, workspace_bytes: int
 def _sweep(
     x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, config: TileConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Partial sums of all tiles: row sums [column tiles, N], column sums [row tiles, M], offsets [row tiles, column tiles]."""
+    """Row sums [column tiles, N], column sums [row tiles, M] and offsets [row tiles, column tiles] of all tiles."""
     (rows, width), columns = x.shape, y.shape[0]
     row_tiles, column_tiles = triton.cdiv(rows, config.block_m), triton.cdiv(columns, config.block_n)
     row_sums = torch.empty((column_tiles, rows), dtype=torch.float32, device=x.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases that every implementation of the forward statistics must pass: shared by the interpreter tests and the GPU tests."""
+"""Cases that every implementation of the forward statistics must pass: shared by interpreter and GPU tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ def cone_with_outliers(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, 
     odd_x, odd_y = [3, 64, 139], [0, 77]
     x[odd_x] *= -1
     y[odd_y] *= -1
-    return torch.nn.functional.normalize(x, dim=1).to(dtype), torch.nn.functional.normalize(y, dim=1).to(dtype), odd_x, odd_y
+    return (
+        torch.nn.functional.normalize(x, dim=1).to(dtype),
+        torch.nn.functional.normalize(y, dim=1).to(dtype),
+        odd_x,
+        odd_y,
+    )
 
 
 def exact(x: torch.Tensor, y: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
