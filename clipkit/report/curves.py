@@ -23,8 +23,10 @@ def short(value: float, digits: int = 3) -> str:
         return f"{value / 1e6:.{digits}g}M"
     if size >= 1e4:
         return f"{value / 1e3:.{digits}g}k"
-    mantissa, _, exponent = f"{value:.{max(digits, 4) if size >= 1000 else digits}g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    if 0 < size < 1e-3:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.{max(digits, 4)}g}"
 
 
 def shares(fraction: float, digits: int = 3) -> str:
@@ -139,7 +141,7 @@ def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], axi
 def _labels(values: Sequence[float], axis: Callable[[float, int], str]) -> list[str]:
     """With as many digits as it takes to tell neighbours apart."""
     labels: list[str] = []
-    for digits in range(2, 10):
+    for digits in range(3, 10):
         labels = [axis(value, digits) for value in values]
         if len(set(labels)) == len(labels):
             break

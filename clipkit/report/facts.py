@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -68,8 +69,13 @@ def markdown(text: str) -> str:
         elif lines and all(line.startswith(("- ", "* ")) for line in lines):
             blocks.append("<ul>" + "".join(f"<li>{escape(line[2:])}</li>" for line in lines) + "</ul>")
         elif lines:
-            blocks.append(f'<p class="remark">{escape(" ".join(lines))}</p>')
+            blocks.append(f'<p class="remark">{_inline(" ".join(lines))}</p>')
     return "".join(blocks)
+
+
+def _inline(text: str) -> str:
+    """Escaped text, with `backticks` as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -51,12 +51,14 @@ def captions_to_pictures(embedded: EmbeddedSet, read: Callable[[int], bytes], sh
     scores, indexes = nearest(embedded.caption_features[chosen], images.features, NEAREST)
     cards = []
     for caption, best, found in zip(chosen, scores.tolist(), indexes.tolist(), strict=True):
+        own = min(own_pictures[caption])
+        missed = "" if own_pictures[caption] & set(found) else picture(read(images.ids[own]), images.captions[own])
         tiles = "".join(
             _tile(picture(read(images.ids[row]), images.captions[row]), score, row in own_pictures[caption])
             for row, score in zip(found, best, strict=True)
         )
         cards.append(
-            f'<li class="card">{_asked(embedded.captions[caption], ranks[caption], len(images))}'
+            f'<li class="card">{_asked(embedded.captions[caption], ranks[caption], len(images), missed)}'
             f'<ol class="strip">{tiles}</ol></li>'
         )
     return f'<ul class="cards">{"".join(cards)}</ul>' if cards else ""
@@ -97,6 +99,7 @@ def _tick(right: bool) -> str:
     return '<span aria-hidden="true">✓ </span><span class="unseen">right: </span>' if right else ""
 
 
-def _asked(caption: str, rank: int, candidates: int) -> str:
-    """The right caption, and at which place it (or its picture) was found."""
-    return f'<p class="asked">{escape(caption)} <span class="place">{rank + 1:,} of {candidates:,}</span></p>'
+def _asked(caption: str, rank: int, candidates: int, missed: str = "") -> str:
+    """The right caption, and the place that it (or its picture) was found at; `missed` is the picture wanted, if any."""
+    place = f'<span class="place">{rank + 1:,} of {candidates:,}</span>'
+    return f'<p class="asked"><span class="words">{missed}{escape(caption)}</span> {place}</p>'

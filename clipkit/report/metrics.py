@@ -51,17 +51,15 @@ def read_history(path: Path) -> History:
     return history
 
 
-def charts(history: History, global_batch: int | None) -> list[Chart]:
-    """The curves of a run. Those without data draw as nothing."""
+def charts(history: History, guessing: float | None) -> list[Chart]:
+    """The curves of a run; those without data draw as nothing. `guessing` is the loss of a model that knows nothing."""
     found = [
         Chart(
             "loss",
             "Loss",
             [history.series("loss")],
             lambda value: f"{value:.3f}",
-            reference=("guessing: ln of the batch", math.log(global_batch))
-            if global_batch and global_batch > 1
-            else None,
+            reference=None if guessing is None else ("guessing", guessing),
         ),
         Chart("lr", "Learning rate", [history.series("lr")], short, from_zero=True),
         Chart("scale", "Logit scale", [history.series("logit_scale")], lambda value: f"{value:.2f}"),

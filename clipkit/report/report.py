@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
@@ -42,12 +43,13 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
     embedded, problems = _embed_all(model, tokenizer, config.eval)
     numbers = {one.name: retrieval_metrics(one) for one in embedded}
     zero_shot = _zero_shot_numbers(run, history, config.eval)
-    drawn = [draw(chart) for chart in charts(history, config.train.global_batch)]
+    guessing = math.log(config.train.global_batch) if config.loss.name == "clip" else None
+    drawn = [draw(chart) for chart in charts(history, guessing)]
     sections = [
         headline(numbers, zero_shot),
         section("Results", "results", retrieval_table(numbers), zero_shot_table(zero_shot), *problems),
         section("Training", "training", _charts(drawn), note="Over optimizer steps. Beside each name, its last value."),
-        *(_gallery(one) for one in embedded),
+        *(_gallery(one, note="" if number else _CHOICE) for number, one in enumerate(embedded)),
         section("Run it again", "command", facts.command(recorded), facts.configuration(run / "config.yaml")),
         section("Machine", "machine", facts.environment(recorded)),
         section("Pictures and captions", "attribution", facts.attribution(_data_folders(config))),
@@ -83,7 +85,7 @@ def _zero_shot_numbers(run: Path, history: History, config: Any) -> dict[str, di
     return {name: numbers for name, numbers in found.items() if "top@1" in numbers}
 
 
-def _gallery(embedded: EmbeddedSet) -> str:
+def _gallery(embedded: EmbeddedSet, note: str) -> str:
     read = _reader(embedded)
     to_captions, to_pictures = pictures_to_captions(embedded, read), captions_to_pictures(embedded, read)
     if not to_captions:
@@ -93,7 +95,7 @@ def _gallery(embedded: EmbeddedSet) -> str:
         f"retrieves-{embedded.name}",
         f"<h3>Pictures, and their {NEAREST} nearest captions of {len(embedded.captions):,}</h3>{to_captions}",
         f"<h3>Captions, and their {NEAREST} nearest pictures of {len(embedded.images):,}</h3>{to_pictures}",
-        note=_CHOICE,
+        note=note,
     )
 
 

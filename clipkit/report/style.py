@@ -51,6 +51,7 @@ th, td { padding: .42rem .75rem .42rem 0; text-align: right; border-bottom: 1px 
 thead th { color: var(--soft); vertical-align: bottom; }
 th[scope=row], th.text, td.text { text-align: left; }
 td b { font-weight: 600; }
+.loose { min-width: 42rem; } .loose td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 .faint { color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 2rem 2.25rem;
   margin-top: 1.1rem; }
@@ -81,6 +82,8 @@ img { display: block; background: var(--tile); border-radius: 6px; object-fit: c
 .asked { display: flex; justify-content: space-between; align-items: baseline; gap: .15rem 1rem; margin: 0 0 .3rem;
   line-height: 1.3; overflow-wrap: anywhere; }
 .place { flex: none; color: var(--soft); font: .75rem/1.3 var(--sans); font-variant-numeric: tabular-nums; }
+.words { min-width: 0; }
+.words img { display: inline-block; width: 22px; height: 22px; margin: 0 .45rem -5px 0; border-radius: 3px; }
 .reading .asked { padding: 0 .4rem; }
 .where { margin: .45rem 0 0; color: var(--soft); }
 .reading { display: grid; grid-template-columns: 96px minmax(0, 1fr); gap: 0 1rem; align-items: start; }
