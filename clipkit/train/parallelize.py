@@ -45,8 +45,7 @@ def wrap(
     if mode == "fsdp2":
         return _shard(module, blocks, runtime, low_dtype)
     device_ids = [runtime.device] if runtime.device.type == "cuda" else None
-    # Encoders hold no running statistics, so there are no buffers worth a broadcast per forward.
-    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def _shard(

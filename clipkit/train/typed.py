@@ -200,5 +200,7 @@ def _unknown_key(path: str, key: object, known: collections.abc.Iterable[str]) -
 
 
 def _nearest(key: object, known: collections.abc.Iterable[Any]) -> str:
-    near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1, cutoff=0.0)
-    return f"did you mean {near[0]!r}?"
+    names = [str(name) for name in known]
+    initials = "".join(word[:1] for word in str(key).split("_"))  # learning_rate: lr
+    near = initials if initials in names else difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]
+    return f"did you mean {near!r}?"
