@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import triton
 
@@ -39,7 +41,23 @@ def row_col_lse(
     column_lse = torch.full((columns,), -torch.inf, dtype=torch.float32, device=x.device)
     if rows == 0 or columns == 0:
         return row_lse, column_lse
-    config = config or config_for(x.device, x.dtype)
+    # Triton launches on the current device, which need not be the one the features are on.
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        _run(x, y, scale, row_lse, column_lse, config or config_for(x.device, x.dtype), workspace_bytes)
+    return row_lse, column_lse
+
+
+def _run(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    scale: float | torch.Tensor,
+    row_lse: torch.Tensor,
+    column_lse: torch.Tensor,
+    config: TileConfig,
+    workspace_bytes: int,
+) -> None:
+    """Sweep band after band, merge, repair; the results land in row_lse and column_lse."""
+    rows, columns = x.shape[0], y.shape[0]
     factor = _device_scalar(scale, x.device)
     row_suspect = torch.empty(rows, dtype=torch.int8, device=x.device)
     column_suspect = torch.empty(columns, dtype=torch.int8, device=x.device)
@@ -57,7 +75,6 @@ def row_col_lse(
         _merge(column_sums, offsets, (1, column_tiles), config.block_n, column_state, column_out, **ends)
     _repair(x, y, factor, row_suspect, row_lse)
     _repair(y, x, factor, column_suspect, column_lse)
-    return row_lse, column_lse
 
 
 def _unit_inner_stride(features: torch.Tensor) -> torch.Tensor:
