@@ -62,7 +62,7 @@ def rasterise(svg: str) -> bytes | None:
         return None
     try:
         # System fonts would make the pixels depend on the machine, and loading them costs as much as the drawing.
-        png = need_resvg().svg_to_bytes(svg_string=svg, skip_system_fonts=True)
+        png = need_resvg().svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=96)
     except ValueError:
         return None
     return None if _is_blank(png) else png
