@@ -100,6 +100,6 @@ def _tick(right: bool) -> str:
 
 
 def _asked(caption: str, rank: int, candidates: int, missed: str = "") -> str:
-    """The right caption, and the place that it (or its picture) was found at; `missed` is the picture wanted, if any."""
+    """The right caption and the place that it (or its picture) was found at; `missed` is the picture wanted."""
     place = f'<span class="place">{rank + 1:,} of {candidates:,}</span>'
     return f'<p class="asked"><span class="words">{missed}{escape(caption)}</span> {place}</p>'

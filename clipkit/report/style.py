@@ -45,7 +45,7 @@ h3 { margin: 1.9rem 0 .2rem; font: 600 .875rem/1.4 var(--sans); }
 .chance { display: block; margin-top: .35rem; color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums lining-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+.said { margin-bottom: .4rem; } .scroll + .said { margin-top: 1.75rem; }
 th, td { padding: .42rem .75rem .42rem 0; text-align: right; border-bottom: 1px solid var(--hair); white-space: nowrap;
   font-weight: 400; }
 thead th { color: var(--soft); vertical-align: bottom; }
@@ -120,5 +120,6 @@ footer { margin-top: clamp(3rem, 7vw, 5rem); padding-top: .9rem; border-top: 1px
   color: var(--soft); }
 footer p { margin: 0; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+@media (max-width: 32rem) { table { font-size: .75rem; } th, td { padding-right: .6rem; } }
 @media print { body { max-width: none; padding: 0; } .card, .chart { break-inside: avoid; } }
 """
