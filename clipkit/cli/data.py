@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         cache=args.cache,
         offline_cache=args.offline_cache,
         force=args.force,
-        progress=_Terminal(),
+        progress=TerminalProgress(),
     )
     if not report.built:
         print(f"{report.folder} is already complete (--force builds it again)")
@@ -64,12 +64,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Terminal(Progress):
+class TerminalProgress(Progress):
     """Progress as lines; on a terminal a count that rewrites itself."""
 
     def say(self, message: str) -> None:
+        """Print the line."""
         print(message, flush=True)
 
     def count(self, done: int, total: int) -> None:
+        """Show how far the present step is."""
         if sys.stdout.isatty():
             print(f"\r  {done}/{total}", end="\n" if done == total else "", flush=True)

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+from clipkit.cli.data import TerminalProgress
 from clipkit.data.records import Dataset
 
 HELP = "index webdataset shards or a CSV"
 _READERS = 4
+_PORTION = 1024  # samples in flight at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from clipkit.data.source import open_dataset
 
     started = time.monotonic()
-    dataset = open_dataset(args.source, tags_key=args.tags_key, progress=_Counter("shards"))
+    dataset = open_dataset(args.source, tags_key=args.tags_key, progress=TerminalProgress().count)
     seconds = time.monotonic() - started
     print(f"{len(dataset)} samples, indexed in {seconds:.1f} s, fingerprint {dataset.fingerprint[:16]}")
     for reason, count in sorted(dataset.problems.counts.items()):
@@ -61,23 +62,13 @@ def _check(dataset: Dataset) -> Counter[str]:
         return None
 
     counts: Counter[str] = Counter()
-    progress = _Counter("samples")
+    progress = TerminalProgress()
     with ThreadPoolExecutor(_READERS) as pool:
-        for number, broken in enumerate(pool.map(attempt, range(len(dataset))), start=1):
-            progress(number, len(dataset))
-            if broken is not None:
-                counts[broken.reason] += 1
-                print(f"  sample {number - 1}: {broken}")
+        for start in range(0, len(dataset), _PORTION):
+            portion = range(start, min(start + _PORTION, len(dataset)))
+            for index, broken in zip(portion, pool.map(attempt, portion), strict=True):
+                if broken is not None:
+                    counts[broken.reason] += 1
+                    print(f"  sample {index}: {broken}")
+            progress.count(portion.stop, len(dataset))
     return counts
-
-
-class _Counter:
-    """A count that rewrites itself, on a terminal only."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._next = what, 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        if sys.stdout.isatty() and (done == total or time.monotonic() >= self._next):
-            self._next = time.monotonic() + 0.1
-            print(f"\r  {done}/{total} {self._what}", end="\n" if done == total else "", flush=True)
