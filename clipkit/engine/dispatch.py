@@ -28,13 +28,11 @@ _MODULES = {
     "triton": "clipkit.engine.triton_backend",
 }
 
-_DEFAULTS = {"cpu": "torch", "cuda": "torch"}
-"""Default by device type, `torch` for any other. Triton becomes CUDA's once tests/gpu has passed on a card."""
+_DEFAULTS = {"cpu": ("cpu", "torch")}
+"""By device type, the first that can serve the tensors; `torch` alone for any other device."""
 
-_NOT_DEFAULT = {
-    "cpu": "one sweep only so far (log_sum_exps); ask for it by name",
-    "triton": "not yet proven on a card by tests/gpu; ask for it by name",
-}
+_UNPROVEN = {"triton": "not yet proven on a card by tests/gpu; ask for it by name"}
+"""Backends that are never chosen by default, and why."""
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,8 +55,7 @@ def choose(sweep: str, like: Tensor, backend: str) -> Callable[..., Any]:
     Raises:
         ValueError: the backend asked for by name does not exist or cannot serve such tensors here.
     """
-    asked = backend or os.environ.get(ENVIRONMENT_VARIABLE, "")
-    name = asked or _DEFAULTS.get(like.device.type, "torch")
+    name = backend or os.environ.get(ENVIRONMENT_VARIABLE, "") or _default(like.device, like.dtype)
     if name not in _MODULES:
         raise value_error(
             "backend", got=repr(name), want=f"one of {sorted(_MODULES)}", fix="leave it out to use the default"
@@ -76,6 +73,11 @@ def choose(sweep: str, like: Tensor, backend: str) -> Callable[..., Any]:
     return getattr(implementing, sweep)
 
 
+def _default(device: torch.device, dtype: torch.dtype) -> str:
+    candidates = _DEFAULTS.get(device.type, ("torch",))
+    return next(name for name in candidates if _load(name).obstacle(device, dtype) is None)
+
+
 def report() -> list[BackendStatus]:
     """Every backend on every kind of device at hand: what it serves, whether it is the default, and why not."""
     devices = [torch.device("cpu")]
@@ -88,12 +90,14 @@ def _status(name: str, device: torch.device) -> BackendStatus:
     module = _load(name)
     obstacles = {dtype: module.obstacle(device, dtype) for dtype in _DTYPES}
     served = tuple(str(dtype).removeprefix("torch.") for dtype, obstacle in obstacles.items() if obstacle is None)
-    default = bool(served) and _DEFAULTS.get(device.type, "torch") == name
+    preferred = tuple(str(dtype).removeprefix("torch.") for dtype in _DTYPES if _default(device, dtype) == name)
     if not served:
         reason = str(obstacles[torch.float32])
+    elif preferred:
+        reason = f"default for {', '.join(preferred)}"
     else:
-        reason = "default" if default else _NOT_DEFAULT.get(name, "another backend is the default here")
-    return BackendStatus(name, device.type, served, tuple(sorted(module.SWEEPS)), default, reason)
+        reason = _UNPROVEN.get(name, "another backend is faster here")
+    return BackendStatus(name, device.type, served, tuple(sorted(module.SWEEPS)), bool(preferred), reason)
 
 
 def _load(name: str) -> ModuleType:

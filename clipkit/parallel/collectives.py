@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipkit.parallel.compat import all_gather_single, reduce_scatter_single
 from clipkit.parallel.layout import Layout
 
 
@@ -19,11 +20,11 @@ def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
     if layout.group is None:
         return rows
     longest = max(layout.sizes)
-    gathered = rows.new_empty(layout.world_size, longest, *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, _pad_rows(rows, longest), group=layout.group)
-    if all(size == longest for size in layout.sizes):
-        return gathered.flatten(0, 1)
-    return torch.cat([block[:size] for block, size in zip(gathered, layout.sizes, strict=True)])
+    gathered = rows.new_empty(layout.world_size * longest, *rows.shape[1:])
+    all_gather_single(gathered, _pad_rows(rows, longest), layout.group)
+    if layout.total == gathered.shape[0]:
+        return gathered
+    return torch.cat([block[:size] for block, size in zip(gathered.split(longest), layout.sizes, strict=True)])
 
 
 def scatter_sum_rows(partial: Tensor, layout: Layout) -> Tensor:
@@ -33,7 +34,7 @@ def scatter_sum_rows(partial: Tensor, layout: Layout) -> Tensor:
     longest = max(layout.sizes)
     blocks = [_pad_rows(block, longest) for block in partial.split(layout.sizes)]
     mine = partial.new_empty(longest, *partial.shape[1:])
-    dist.reduce_scatter_tensor(mine, torch.cat(blocks), group=layout.group)
+    reduce_scatter_single(mine, torch.cat(blocks), layout.group)
     return mine[: layout.sizes[layout.rank]]
 
 

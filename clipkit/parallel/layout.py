@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 
 from clipkit.errors import type_error, value_error
+from clipkit.parallel.compat import all_gather_single
 
 ALONE = ""
 """The group name that stands for "this process alone"."""
@@ -124,6 +125,6 @@ def _exchange(numbers: list[int], group: ProcessGroup, device: torch.device) -> 
     except RuntimeError:  # an NCCL-only group: the numbers travel on the device, at the price of waiting for it
         pass
     mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-    everyone = mine.new_empty(dist.get_world_size(group), len(numbers))
-    dist.all_gather_into_tensor(everyone, mine, group=group)
-    return everyone.tolist()
+    everyone = mine.new_empty(dist.get_world_size(group) * len(numbers))
+    all_gather_single(everyone, mine, group)
+    return everyone.view(-1, len(numbers)).tolist()

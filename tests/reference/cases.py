@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of the loss family: for each, its inputs, the library's call and the naive form. Properties loop over it."""
+"""One table of the loss family: for each, its inputs, the library's call and the naive form. Properties loop over
+it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Case:
     """A loss of the family.
 
     Attributes:
-        make: (rows, width, dtype) -> (differentiable inputs by name, constants by name); per-sample ones come first-dimension = rows.
+        make: (rows, width, dtype) -> (differentiable inputs by name, constants by name); per-sample ones come
+            first-dimension = rows.
         ours: the library's function of those inputs, taking also group= and backend=.
         naive: the definition.
         pooled: names of inputs that are not split over ranks (scales, weights).

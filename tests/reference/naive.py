@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every loss in the few lines of its definition, N x N matrices and all: what the library is compared with. Tests only."""
+"""Every loss in the few lines of its definition, N x N matrices and all: what the library is compared with. Tests
+only.
+"""
 
 from __future__ import annotations
 

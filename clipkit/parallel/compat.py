@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The collectives whose names changed: torch 2.13 deprecates `*_tensor` for `*_single`, torch 2.9 has only the former."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def all_gather_single(output: Tensor, mine: Tensor, group: ProcessGroup) -> None:
+    """Every rank's `mine` [k, ...], one after the other in `output` [ranks · k, ...]."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(output, mine, group=group)
+
+
+def reduce_scatter_single(mine: Tensor, parts: Tensor, group: ProcessGroup) -> None:
+    """The sum over ranks of this rank's block of `parts` [ranks · k, ...], in `mine` [k, ...]."""
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    scatter(mine, parts, group=group)
