@@ -118,9 +118,11 @@ class CheckpointStore:
         self._runtime.barrier()
 
     def _commit_pending(self) -> None:
+        from clipkit.train import dcp
+
         assert self._pending is not None
         (future, path), self._pending = self._pending, None
-        future.result()
+        dcp.wait(future)
         self._commit(path)
 
     def _commit(self, path: Path) -> None:
@@ -177,13 +179,8 @@ def set_aside(path: Path, reason: str) -> Path:
 def _attempt(load: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> str | None:
     try:
         load(checkpoint)
-    except (RuntimeError, OSError, EOFError, json.JSONDecodeError) as error:
-        return " ".join(str(error).split())[:300] or type(error).__name__
-    except Exception as error:
-        # torch wraps whatever a reader raises in its own exception, which is no RuntimeError
-        if type(error).__name__ not in ("CheckpointException", "UnpicklingError", "BadZipFile"):
-            raise
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    except (RuntimeError, OSError, json.JSONDecodeError) as error:
+        return str(error)
     return None
 
 

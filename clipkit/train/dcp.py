@@ -18,7 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+# Without a process group one process is what is meant, on its saving thread too: torch need not wonder aloud.
+warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process.*")
 
 # What a metadata file of tensors consists of: torch's own records, and nothing that can run code.
 _ALLOWED_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
@@ -45,6 +49,10 @@ _ALLOWED_RECORDS = {
 }
 
 
+class CheckpointIOError(RuntimeError):
+    """A checkpoint could not be written or read; the message has every failing rank's reason. All ranks raise it."""
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         record = module in _ALLOWED_MODULES and name in _ALLOWED_RECORDS
@@ -58,8 +66,8 @@ class SafeReader(dcp.FileSystemReader):
     """A FileSystemReader for tensors only, whose metadata can hold nothing but torch's checkpoint records.
 
     Raises:
-        pickle.UnpicklingError: the metadata names any other class.
-        ValueError: an entry that is no tensor, or one whose file lies outside the folder.
+        pickle.UnpicklingError: the metadata names any other class; so does that of an entry which is no tensor.
+        ValueError: an entry whose file lies outside the folder.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -77,9 +85,6 @@ def _read_metadata(stream: IO[bytes], path: Path) -> Metadata:
     metadata = _MetadataUnpickler(stream).load()
     if not isinstance(metadata, Metadata):
         raise ValueError(f"{path}: not a checkpoint's metadata")
-    for name, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, BytesStorageMetadata):
-            raise ValueError(f"{path}: entry {name!r} is no tensor; refusing to unpickle it")
     for info in (metadata.storage_data or {}).values():
         relative = PurePosixPath(info.relative_path)
         if relative.is_absolute() or ".." in relative.parts:
@@ -94,32 +99,39 @@ def tensor_names(folder: Path) -> set[str]:
 
 def save_tensors(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Write tensors (DTensors: each rank its shards) into `folder`, flushed to disk. Collective."""
-    with _alone(group):
+    with _telling():
         dcp.save(dict(tensors), storage_writer=_writer(folder), process_group=group, no_dist=group is None)
 
 
 def save_tensors_async(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup | None) -> Future[Any]:
     """As `save_tensors`, on a thread, after copying the tensors to host memory; `group` must be its own gloo group."""
-    with _alone(group):
+    with _telling():
         answer = dcp.async_save(
             dict(tensors), storage_writer=_writer(folder), process_group=group, no_dist=group is None
         )
     return answer if isinstance(answer, Future) else answer.upload_completion
 
 
+def wait(saving: Future[Any]) -> None:
+    """Until an asynchronous save has ended."""
+    with _telling():
+        saving.result()
+
+
 def load_tensors(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Fill `tensors` in place from `folder`, whatever world size wrote it. Collective."""
-    with _alone(group):
+    with _telling():
         dcp.load(dict(tensors), storage_reader=SafeReader(folder), process_group=group, no_dist=group is None)
 
 
 @contextlib.contextmanager
-def _alone(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """torch warns that it assumes a single process; without a group that is what is meant."""
-    with warnings.catch_warnings():
-        if group is None:
-            warnings.filterwarnings("ignore", message=".*single process.*")
+def _telling() -> Iterator[None]:
+    """Turn torch's failure (no Exception at all, but a BaseException of many lines) into one line."""
+    try:
         yield
+    except CheckpointException as error:
+        reasons = sorted({" ".join(str(failure).split())[:300] for failure, _ in error.failures.values()})
+        raise CheckpointIOError("; ".join(reasons)) from None
 
 
 def _writer(folder: Path) -> dcp.FileSystemWriter:

@@ -105,7 +105,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     packages = {"tensorboard": "tensorboard", "wandb": "wandb"}
     for name in names:
-        if importlib.util.find_spec(packages[name]) is None:
+        if not _is_installed(packages[name]):
             raise value_error(
                 "train.trackers",
                 got=f"{name}, which is not installed",
@@ -128,6 +128,10 @@ def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
         elif isinstance(value, (int, float)):
             flat[f"{prefix}/{name}"] = float(value)
     return flat
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _finite(value: Any) -> Any:
