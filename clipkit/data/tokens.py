@@ -15,9 +15,10 @@ import importlib
 import importlib.resources
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import LongTensor, Tensor
 
@@ -67,28 +68,28 @@ class Tokenizer:
         self._pieces, self._merge_words = _vocabulary(vocab_size)
         self._ids_of_word: dict[str, list[int]] = self._special_words()
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> LongTensor:
+    def __call__(self, texts: str | Iterable[str], context_length: int | None = None) -> LongTensor:
         """int64 [n, context_length]: start, the caption, end, zeros.
 
         A longer caption is cut so that the end token stays. One string is a batch of one. TypeError for anything but
         strings.
         """
         length = self.context_length if context_length is None else _checked_length(context_length)
-        captions = [texts] if isinstance(texts, str) else texts
-        rows = torch.zeros(len(captions), length, dtype=torch.int64)
-        for row, caption in enumerate(captions):
+        if not isinstance(texts, Iterable):
+            raise _not_text(texts)
+        captions = [texts] if isinstance(texts, str) else list(texts)
+        rows = np.zeros((len(captions), length), dtype=np.int64)
+        for row, caption in zip(rows, captions, strict=True):
             ids = [self.sot_id, *self.encode(caption), self.eot_id]
             if len(ids) > length:
                 ids = [*ids[: length - 1], self.eot_id]
-            rows[row, : len(ids)] = torch.tensor(ids)
-        return rows  # type: ignore[return-value]
+            row[: len(ids)] = ids
+        return cast(LongTensor, torch.from_numpy(rows))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a caption, without start and end tokens, of any length."""
         if not isinstance(text, str):
-            raise type_error(
-                "texts", got=type(text).__name__, want="a string or a sequence of strings", fix="decode bytes first"
-            )
+            raise _not_text(text)
         ids: list[int] = []
         for word in self._split(text):
             known = self._ids_of_word.get(word)
@@ -141,6 +142,12 @@ def clean(text: str) -> str:
     """CLIP's normalisation: mojibake repaired, entities too (twice), each run of whitespace one space, lower case."""
     repaired = html.unescape(html.unescape(_ftfy().fix_text(text)))
     return " ".join(repaired.split()).lower()
+
+
+def _not_text(value: object) -> TypeError:
+    return type_error(
+        "texts", got=type(value).__name__, want="a string or a sequence of strings", fix="decode bytes first"
+    )
 
 
 def _checked_length(context_length: int) -> int:

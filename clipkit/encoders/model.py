@@ -29,16 +29,21 @@ class CLIP(TextTower):
     """
 
     def __init__(self, config: CLIPConfig) -> None:
-        super().__init__(config.text, config.embed_dim)
-        self.config = config
-        self.visual: VisionTransformer | ConvTower = (
-            VisionTransformer(config.vision, config.embed_dim)
-            if isinstance(config.vision, VisionConfig)
-            else ConvTower(config.vision, config.embed_dim)
-        )
-        self.logit_scale = nn.Parameter(torch.empty(()))
-        self.logit_bias = None if config.init_logit_bias is None else nn.Parameter(torch.empty(()))
-        self.init_weights()
+        device = torch.get_default_device()
+        # shapes first, values once: the modules' own defaults would be drawn only to be overwritten
+        with torch.device("meta"):
+            super().__init__(config.text, config.embed_dim)
+            self.config = config
+            self.visual: VisionTransformer | ConvTower = (
+                VisionTransformer(config.vision, config.embed_dim)
+                if isinstance(config.vision, VisionConfig)
+                else ConvTower(config.vision, config.embed_dim)
+            )
+            self.logit_scale = nn.Parameter(torch.empty(()))
+            self.logit_bias = None if config.init_logit_bias is None else nn.Parameter(torch.empty(()))
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.init_weights()
 
     def init_weights(self) -> None:
         """Draw every parameter anew from torch's generator; also what a model made on "meta" needs after to_empty()."""
