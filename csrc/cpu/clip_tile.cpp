@@ -49,6 +49,7 @@ void own_statistics(const float* line, int64_t stride, int64_t count, float scal
   offset = kMinusInfinity;
   for (int64_t k = 0; k < count; ++k) offset = std::max(offset, line[k * stride] * scale);
   sum = 0.0f;
+  if (offset == kMinusInfinity) return;  // every logit is masked
   for (int64_t k = 0; k < count; ++k) sum += std::exp(line[k * stride] * scale - offset);
 }
 
@@ -64,7 +65,8 @@ void gradient_row(float* __restrict__ row, int64_t columns, float scale, float r
 }  // namespace
 
 void clip_tile_statistics(const float* products, int64_t stride, int64_t rows, int64_t columns, float scale, const TileStatistics& out) {
-  const float offset = largest_logit(products, stride, rows, columns, scale);
+  const float largest = largest_logit(products, stride, rows, columns, scale);
+  const float offset = largest == kMinusInfinity ? 0.0f : largest;
   std::fill_n(out.row_offset, rows, offset);
   std::fill_n(out.column_offset, columns, offset);
   std::fill_n(out.column_sum, columns, 0.0f);

@@ -14,7 +14,8 @@ struct TileStatistics {
 };
 
 // Row and column partial statistics from one exponential per logit, taken relative to the tile's largest logit. A row or column that
-// lies so far under it that terms were flushed is computed again relative to its own largest logit, while the tile is in cache.
+// lies so far under it that terms were flushed is computed again relative to its own largest logit, while the tile is in cache. Products
+// of -infinity are masked logits (for a positive scale): they contribute nothing; a line of nothing else has the sum 0.
 void clip_tile_statistics(const float* products, int64_t stride, int64_t rows, int64_t columns, float scale, const TileStatistics& out);
 
 // Replaces products by G_ij = exp(s_ij - row_lse_i) + exp(s_ij - column_lse_j) - 2 [j == i + diagonal], unnormalised (the loss's 1/(2N)

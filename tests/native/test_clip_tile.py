@@ -59,6 +59,20 @@ def test_a_nan_product_reaches_its_row_and_column(native):
     assert column.isnan().nonzero().flatten().tolist() == [4]
 
 
+def test_masked_products_contribute_nothing(native):
+    buffer = random_tile(6, 9)
+    buffer[2, :] = -torch.inf
+    buffer[:, 5] = -torch.inf
+    buffer[0, 1] = -torch.inf
+    row, column = tile_log_sums(native, buffer, 9, 20.0)
+    logits = exact_logits(buffer, 9, 20.0)
+    torch.testing.assert_close(row, logits.logsumexp(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(column, logits.logsumexp(0), rtol=0, atol=1e-5)
+    row, column = tile_log_sums(native, torch.full((2, 3), -torch.inf), 3, 20.0)
+    assert (row == -torch.inf).all()
+    assert (column == -torch.inf).all()
+
+
 def test_an_empty_tile_has_no_statistics(native):
     row, column = tile_log_sums(native, torch.empty(0, 3), 3, 1.0)
     assert row.numel() == 0

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`clipkit doctor`: what is installed, which backend serves which device and dtype, and why another does not.
+
+Bug reports paste this output: it names versions and hardware, no path outside the installation and no user data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+HELP = "say which backends work here, and why others do not"
+
+_OPTIONAL = {
+    "triton": "GPU kernels",
+    "pillow": "reading pictures",
+    "pyyaml": "configuration files",
+    "safetensors": "exporting and loading weights",
+    "tokenizers": "fast tokenizer",
+    "resvg-py": "drawing the SVG picture sets",
+    "open_clip_torch": "drop-in host",
+    "transformers": "drop-in host",
+    "flash-attn": "faster attention on NVIDIA GPUs",
+    "tensorboard": "live curves",
+    "wandb": "live curves",
+}
+_CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command has no options: its output is the same whatever is being asked about."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; exit code 1 when not even the torch backend works."""
+    sections = {
+        "versions": list(_versions()),
+        "hardware": list(_hardware()),
+        "compiled part": [_compiled_part()],
+        "backends": list(_backends()),
+        "optional packages": list(_optional_packages()),
+    }
+    for title, lines in sections.items():
+        print(f"{title}:")
+        for line in lines:
+            print(f"  {line}")
+    return 0 if _torch_backend_works() else 1
+
+
+def _versions() -> Iterator[str]:
+    import torch
+
+    import clipkit
+
+    yield f"clipkit {clipkit.__version__}"
+    yield f"python {platform.python_version()} ({platform.python_implementation()}), {platform.platform()}"
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    yield f"torch {torch.__version__} ({cuda})"
+
+
+def _hardware() -> Iterator[str]:
+    import torch
+
+    name, flags = _processor()
+    known = [flag for flag in _CPU_FLAGS if flag in flags]
+    yield f"cpu: {name}, {os.cpu_count()} threads, {' '.join(known) or 'no vector extension known to clipkit'}"
+    yield f"torch threads: {torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"
+    if not torch.cuda.is_available():
+        yield "gpu: none that torch can use"
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        gigabytes = card.total_memory / 2**30
+        yield f"gpu {index}: {card.name}, sm_{card.major}{card.minor}, {gigabytes:.0f} GiB"
+
+
+def _processor() -> tuple[str, set[str]]:
+    """Name and feature flags of the processor; flags are known on Linux only."""
+    fields: dict[str, str] = {}
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip().lower(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, set((fields.get("flags") or fields.get("features") or "").split())
+
+
+def _compiled_part() -> str:
+    """What clipkit._native holds, or why it is not there."""
+    if importlib.util.find_spec("clipkit._native") is None:
+        return "not built (a C++ compiler was missing or CLIPKIT_BUILD_CPU=0; CLIPKIT_BUILD_CPU=1 pip install says why)"
+    try:
+        info = importlib.import_module("clipkit._native").build_info()
+    except ImportError as error:
+        return f"built, but does not load: {error}"
+    cuda = f"CUDA for sm_{info['cuda_archs'].replace(',', ', sm_')}" if info["cuda"] else "no CUDA"
+    return f"built by {info['compiler']}, {cuda}"
+
+
+def _backends() -> Iterator[str]:
+    from clipkit.engine import dispatch
+
+    forced = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
+    if forced:
+        yield f"{dispatch.ENVIRONMENT_VARIABLE}={forced} is set: it overrides the defaults below"
+    for status in dispatch.report():
+        mark = "*" if status.default else " "
+        line = f"{mark} {status.device:<5} {status.name:<7}"
+        if status.dtypes:
+            line += f" {' '.join(status.dtypes)}; {', '.join(status.sweeps)}"
+            yield line if status.default else f"{line}; not the default: {status.reason}"
+        else:
+            yield f"{line} not available: {status.reason}"
+    yield "(* used unless another is asked for)"
+
+
+def _torch_backend_works() -> bool:
+    from clipkit.engine import dispatch
+
+    return any(status.name == "torch" and status.dtypes for status in dispatch.report())
+
+
+def _optional_packages() -> Iterator[str]:
+    for package, purpose in _OPTIONAL.items():
+        try:
+            yield f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{package} not installed ({purpose})"
