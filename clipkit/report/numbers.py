@@ -103,7 +103,8 @@ def _table(caption: str, words: tuple[str, ...], figures: tuple[str, ...], rows:
         f'<th scope="col">{figure}</th>' for figure in figures
     )
     return (
-        f'<p class="remark said">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="Results table">'
+        f'<p class="remark said">{caption}</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Results table">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
