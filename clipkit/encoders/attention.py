@@ -28,6 +28,9 @@ PACKED_BACKENDS = ("torch", "flash_attn", "groups")
 FORCE_VARIABLE = "CLIPKIT_PACKED_ATTENTION"
 _MAX_FLASH_HEAD = 256
 
+PackedAttention = Callable[[Tensor, Tensor, Tensor, PackedText], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, bool], Tensor]
+
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Every token of a picture sees every other. [n, tokens, heads, head width]; the query may have fewer tokens."""
@@ -35,24 +38,18 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, text: PackedText) -> Tensor:
-    """Causal attention inside each caption.
+def packed_attention(device: torch.device, dtype: torch.dtype, head_width: int) -> PackedAttention:
+    """Causal attention inside each caption, for inputs of such a kind: a function of (query, key, value, text).
 
     key, value: [T, heads, head width]. query: the same, or [n, heads, head width] holding only each caption's last
-    token, which sees its whole caption. Returns the query's shape.
+    token, which sees its whole caption. It returns the query's shape.
+
+    Chosen once a forward pass and handed to the blocks, so that a compiled block looks nothing up.
     """
-    backend = packed_backend(query.device, query.dtype, query.shape[-1])
-    only_last = query.shape[0] != key.shape[0]
+    backend = packed_backend(device, dtype, head_width)
     if backend == "groups":
-        return _grouped(query, key, value, text, only_last)
-    starts = text.cu_seqlens
-    if only_last:
-        query_starts = torch.arange(len(text) + 1, dtype=torch.int32, device=query.device)
-        longest_query = 1
-    else:
-        query_starts, longest_query = starts, text.context_length
-    run = _torch_varlen() if backend == "torch" else _flash_attn_varlen()
-    return run(query, key, value, query_starts, starts, longest_query, text.context_length, not only_last)
+        return grouped_attention
+    return _over_starts(_torch_varlen() if backend == "torch" else _flash_attn_varlen())
 
 
 def packed_backend(device: torch.device, dtype: torch.dtype, head_width: int) -> str:
@@ -83,35 +80,45 @@ def _installed_flash() -> str:
     return "groups"
 
 
+@functools.lru_cache(maxsize=2)
+def _over_starts(kernel: Kernel) -> PackedAttention:
+    def attend(query: Tensor, key: Tensor, value: Tensor, text: PackedText) -> Tensor:
+        starts, longest = text.cu_seqlens, text.context_length
+        if query.shape[0] == key.shape[0]:
+            return kernel(query, key, value, starts, starts, longest, longest, True)
+        one_each = torch.arange(len(text) + 1, dtype=torch.int32, device=query.device)
+        return kernel(query, key, value, one_each, starts, 1, longest, False)
+
+    return attend
+
+
 @functools.lru_cache(maxsize=1)
-def _torch_varlen() -> Callable[..., Tensor]:
+def _torch_varlen() -> Kernel:
     """torch's varlen attention with one signature: 2.10 says is_causal, later ones say window_size."""
     attend: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    by_flag = "is_causal" in inspect.signature(attend).parameters
+    if "is_causal" in inspect.signature(attend).parameters:
+        return attend
 
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, q_max: int, k_max: int, causal: bool
+    def windowed(
+        q: Tensor, k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, q_max: int, k_max: int, causal: bool
     ) -> Tensor:
-        how = {"is_causal": causal} if by_flag else {"window_size": (-1, 0) if causal else (-1, -1)}
-        return attend(q, k, v, q_starts, k_starts, q_max, k_max, **how)
+        return attend(q, k, v, qs, ks, q_max, k_max, window_size=(-1, 0) if causal else (-1, -1))
 
-    return run
+    return windowed
 
 
 @functools.lru_cache(maxsize=1)
-def _flash_attn_varlen() -> Callable[..., Tensor]:
+def _flash_attn_varlen() -> Kernel:
     attend: Any = importlib.import_module("flash_attn").flash_attn_varlen_func
 
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, q_max: int, k_max: int, causal: bool
-    ) -> Tensor:
-        return attend(q, k, v, q_starts, k_starts, q_max, k_max, causal=causal)
+    def flash(q: Tensor, k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, q_max: int, k_max: int, causal: bool) -> Tensor:
+        return attend(q, k, v, qs, ks, q_max, k_max, causal=causal)
 
-    return run
+    return flash
 
 
 @torch.compiler.disable
-def _grouped(query: Tensor, key: Tensor, value: Tensor, text: PackedText, only_last: bool) -> Tensor:
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, text: PackedText) -> Tensor:
     """One dense call for each run of captions of equal length.
 
     Kept out of torch.compile: the runs change with every batch, and each new set would compile anew.
@@ -119,8 +126,9 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, text: PackedText, only_l
     if not text.groups:
         return query
     _, heads, width = key.shape
+    causal = query.shape[0] == key.shape[0]
     sizes = [length * count for length, count in text.groups]
-    query_sizes = [count for _, count in text.groups] if only_last else sizes
+    query_sizes = sizes if causal else [count for _, count in text.groups]
     outputs = []
     for (length, count), q, k, v in zip(
         text.groups, query.split(query_sizes), key.split(sizes), value.split(sizes), strict=True
@@ -129,7 +137,7 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, text: PackedText, only_l
             q.view(count, -1, heads, width).transpose(1, 2),
             k.view(count, length, heads, width).transpose(1, 2),
             v.view(count, length, heads, width).transpose(1, 2),
-            is_causal=not only_last,
+            is_causal=causal,
         )
         outputs.append(out.transpose(1, 2).reshape(-1, heads, width))
     return torch.cat(outputs)

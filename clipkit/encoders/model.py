@@ -15,7 +15,7 @@ from clipkit.encoders.config import CLIPConfig, VisionConfig
 from clipkit.encoders.conv import ConvTower
 from clipkit.encoders.initialise import initialise_conv, initialise_head, initialise_text, initialise_vision
 from clipkit.encoders.packing import PackedText
-from clipkit.encoders.text import TextTower, unit_length
+from clipkit.encoders.text import TextTower, autocast_dtype, unit_length
 from clipkit.encoders.vision import VisionTransformer
 from clipkit.encoders.zoo import get_config
 from clipkit.errors import type_error, value_error
@@ -107,7 +107,7 @@ class CLIP(TextTower):
                 fix="divide by 255 and normalise with .mean and .std",
             )
         wanted = self.visual.proj.dtype
-        if pixels.dtype != wanted and not torch.is_autocast_enabled(pixels.device.type):
+        if pixels.dtype != wanted and autocast_dtype(pixels.device) is None:
             raise type_error("pixels", got=pixels.dtype, want=f"the model's dtype {wanted}", fix=f"pixels.to({wanted})")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipkit.encoders.attention import packed_attention
 from clipkit.encoders.config import TextConfig
 from clipkit.encoders.packing import PackedText, pack
 from clipkit.encoders.transformer import LayerNorm, TextLayout, Transformer
@@ -23,6 +24,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.context_length = config.context_length
         self.vocab_size = config.vocab_size
+        self.head_width = config.width // config.heads
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.transformer = Transformer(
@@ -43,9 +45,18 @@ class TextTower(nn.Module):
         """
         text = tokens if isinstance(tokens, PackedText) else self.pack(tokens)
         x = self.token_embedding(text.ids) + F.embedding(text.positions, self.positional_embedding)
-        x = self.ln_final(self.transformer(x, TextLayout(text), True))
+        attention = packed_attention(x.device, autocast_dtype(x.device) or x.dtype, self.head_width)
+        x = self.ln_final(self.transformer(x, TextLayout(text, attention), True))
         features = (x @ self.text_projection)[text.inverse]
         return unit_length(features) if normalize else features
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast gives matrix products on this device, None where it is off."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 def unit_length(features: Tensor) -> Tensor:

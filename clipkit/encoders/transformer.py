@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clipkit.encoders.attention import dense_attention, packed_attention
+from clipkit.encoders.attention import PackedAttention, dense_attention
 from clipkit.encoders.packing import PackedText
 
 
@@ -42,12 +42,13 @@ class PictureLayout:
 class TextLayout:
     """[T, width], packed captions, causal, the end-of-text tokens are read."""
 
-    def __init__(self, text: PackedText) -> None:
+    def __init__(self, text: PackedText, attention: PackedAttention) -> None:
         self._text = text
+        self._attention = attention
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[T or n, heads, head width]."""
-        return packed_attention(query, key, value, self._text)
+        return self._attention(query, key, value, self._text)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """[n, width]: the end-of-text tokens."""

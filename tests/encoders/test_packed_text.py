@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clipkit.encoders import attention, pack
+from clipkit.encoders.transformer import TextLayout
 from tests.encoders.naive import padded_tokens, text_features, tiny_model
 
 MIXED = [2, 24, 7, 7, 1, 13, 24, 2, 9, 3, 23]
@@ -129,6 +130,19 @@ def test_the_installed_torch_takes_our_varlen_arguments():
         starts = torch.empty(3, dtype=torch.int32)
         for causal in (True, False):
             assert attention._torch_varlen()(*qkv, starts, starts, 5, 5, causal).shape == (9, 2, 16)
+
+
+@pytest.mark.parametrize("pooled_only", [False, True])
+def test_a_text_block_with_a_variable_length_kernel_has_no_graph_break(monkeypatch, pooled_only):
+    pytest.importorskip("torch.nn.attention.varlen", reason="torch < 2.10 has no variable-length attention")
+    monkeypatch.setenv(attention.FORCE_VARIABLE, "torch")
+    model = tiny_model(torch.bfloat16)
+    text = model.pack(padded_tokens(MIXED, CONTEXT)).to("meta")
+    block = model.to("meta").transformer.blocks()[0]
+    x = torch.empty(len(text.ids), 24, dtype=torch.bfloat16, device="meta")
+    layout = TextLayout(text, attention.packed_attention(x.device, x.dtype, 16))
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    assert compiled(x, layout, pooled_only).shape == ((len(MIXED) if pooled_only else len(text.ids)), 24)
 
 
 def test_backend_is_chosen_by_device_and_dtype_and_can_be_forced(monkeypatch):
