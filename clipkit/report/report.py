@@ -49,7 +49,7 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
         headline(numbers, zero_shot),
         section("Results", "results", retrieval_table(numbers), zero_shot_table(zero_shot), *problems),
         section("Training", "training", _charts(drawn), note="Over optimizer steps. Beside each name, its last value."),
-        *(_gallery(one, note="" if number else _CHOICE) for number, one in enumerate(embedded)),
+        *(_gallery(one, number) for number, one in enumerate(embedded)),
         section("Run it again", "command", facts.command(recorded), facts.configuration(run / "config.yaml")),
         section("Machine", "machine", facts.environment(recorded)),
         section("Pictures and captions", "attribution", facts.attribution(_data_folders(config))),
@@ -85,17 +85,17 @@ def _zero_shot_numbers(run: Path, history: History, config: Any) -> dict[str, di
     return {name: numbers for name, numbers in found.items() if "top@1" in numbers}
 
 
-def _gallery(embedded: EmbeddedSet, note: str) -> str:
+def _gallery(embedded: EmbeddedSet, number: int) -> str:
     read = _reader(embedded)
     to_captions, to_pictures = pictures_to_captions(embedded, read), captions_to_pictures(embedded, read)
     if not to_captions:
         return ""
     return section(
         f"What it retrieves: {embedded.name}",
-        f"retrieves-{embedded.name}",
+        f"retrieves-{number}",
         f"<h3>Pictures, and their {NEAREST} nearest captions of {len(embedded.captions):,}</h3>{to_captions}",
         f"<h3>Captions, and their {NEAREST} nearest pictures of {len(embedded.images):,}</h3>{to_pictures}",
-        note=note,
+        note="" if number else _CHOICE,
     )
 
 
