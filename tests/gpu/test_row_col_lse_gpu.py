@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward statistics on a card: the interpreter's cases, bf16 as well, sizes that fill it, equal bits twice."""
 
-import interpreter.kernel_cases as cases
 import pytest
 import torch
+
+from tests.interpreter import kernel_cases as cases
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

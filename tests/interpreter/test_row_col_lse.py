@@ -2,10 +2,11 @@
 """The Triton kernels of the forward statistics, run by Triton's interpreter, against float64. bf16 is left to the GPU
 tests: the interpreter handles bf16 values as raw integers."""
 
-import interpreter.interpreter_worker as worker
-import interpreter.kernel_cases as cases
 import pytest
 import torch
+
+from tests.interpreter import interpreter_worker as worker
+from tests.interpreter import kernel_cases as cases
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'clipkit-torch[triton]'")
 
