@@ -87,7 +87,7 @@ class ConvConfig:
     stem_stride: int = 2
     widths: tuple[int, ...] = (64, 128, 256)
     depths: tuple[int, ...] = (1, 2, 2)
-    kernel_size: int = 5
+    kernel_size: int = 3
     mlp_ratio: float = 2.0
     activation: str = "gelu"
     norm_eps: float = 1e-5
