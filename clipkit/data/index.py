@@ -68,6 +68,8 @@ def build_index(shard: Path) -> ShardIndex:
             continue
         folder, slash, base = item.name.rpartition("/")
         stem, _, extension = base.partition(".")
+        if not stem:
+            continue  # a hidden file, such as the ._name that macOS adds
         parts = groups.setdefault(f"{folder}{slash}{stem}", {})
         parts.setdefault(extension.lower(), (item.offset, item.size))
     keys, spans = [], []

@@ -47,7 +47,8 @@ def scan_tar(path: Path) -> Iterator[Member | Damage]:
         position, overrides = 0, _Overrides()
         while True:
             if position + BLOCK > total:
-                yield from _ending(position, total)
+                # a whole tar ends with blocks of zeros: this one was cut, if perhaps between two members
+                yield Damage("truncated tar" if total else "empty tar", f"byte {position}")
                 return
             stream.seek(position)
             block = stream.read(BLOCK)
@@ -136,7 +137,7 @@ def _number(digits: bytes) -> int | None:
     """An octal field, or GNU's base-256 form, which sets the top bit; None for anything else and for negatives."""
     if digits[0] == 0x80:
         return int.from_bytes(digits[1:], "big")
-    text = digits.strip(b"\0 ")
+    text = digits.partition(b"\0")[0].strip(b" ")
     if not text:
         return 0
     return int(text, 8) if not text.translate(None, b"01234567") else None
@@ -150,12 +151,6 @@ def _name(block: bytes) -> str:
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _ending(position: int, total: int) -> Iterator[Damage]:
-    """A tar without its end mark is whole if it stops between members; a stub of a header means it was cut."""
-    if position < total or total == 0:
-        yield Damage("truncated tar" if total else "empty tar", f"byte {position}")
 
 
 def _what_instead(block: bytes, position: int) -> str:
