@@ -10,7 +10,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["diagonal"])
 def repair_rows(
     x,
     y,
@@ -21,14 +21,16 @@ def repair_rows(
     columns,
     x_stride,
     y_stride,
+    diagonal,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WITHOUT_DIAGONAL: tl.constexpr,
 ):
     """One program, BLOCK_M rows: returns at once unless one of them is suspect, else overwrites log_sum of the suspect
-    ones with a running-maximum pass over all columns. Shapes as in tile_statistics; columns are repaired by swapping
-    x and y. The host never learns whether there was anything to do, so nothing waits.
+    ones with a running-maximum pass over all columns. Arguments as in tile_statistics; columns are repaired by
+    swapping x and y and negating the diagonal. The host never learns whether there was anything to do: nothing waits.
     """
     i = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     marked = tl.load(suspect + i, mask=i < rows, other=0) != 0
@@ -48,7 +50,12 @@ def repair_rows(
                 b = tl.load(y_at, mask=(j[None, :] < columns) & inside[:, None], other=0.0)
                 products = tl.dot(a, b, products, input_precision="ieee")
             logits = tl.where(j[None, :] < columns, products * factor, float("-inf"))
+            if WITHOUT_DIAGONAL:
+                logits = tl.where(j[None, :] == i[:, None] + diagonal, float("-inf"), logits)
             raised = tl.maximum(highest, tl.max(logits, 1))
-            total = total * tl.exp2(highest - raised) + tl.sum(tl.exp2(logits - raised[:, None]), 1)
+            anchor = tl.where(raised == float("-inf"), 0.0, raised)
+            total = total * tl.exp2(highest - anchor) + tl.sum(tl.exp2(logits - anchor[:, None]), 1)
             highest = raised
-        tl.store(log_sum + i, (highest + tl.log2(total)) * LN2, mask=marked)
+        empty = total == 0.0
+        result = tl.where(empty, float("-inf"), (highest + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+        tl.store(log_sum + i, result, mask=marked)

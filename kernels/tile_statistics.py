@@ -10,7 +10,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["diagonal"])
 def tile_statistics(
     x,
     y,
@@ -22,6 +22,7 @@ def tile_statistics(
     columns,
     x_stride,
     y_stride,
+    diagonal,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -29,12 +30,14 @@ def tile_statistics(
     GROUP: tl.constexpr,
     EVEN_M: tl.constexpr,
     EVEN_N: tl.constexpr,
+    WITHOUT_DIAGONAL: tl.constexpr,
 ):
     """One program, one tile. x [rows, WIDTH], y [columns, WIDTH], unit stride along WIDTH; scale [1] fp32.
 
     With o the tile's largest logit, writes o to offsets[row tile, column tile], sum_j exp(s_ij - o) to
     row_sums[column tile, i] and sum_i exp(s_ij - o) to column_sums[row tile, j]. Every element is written by exactly
-    one program: no atomics, the same bits every time. Logarithms are left to the merge: here they would cost a
+    one program: no atomics, the same bits every time. WITHOUT_DIAGONAL leaves out the pairs j == i + diagonal; a tile
+    of which nothing is left has the offset 0. Logarithms are left to the merge: here they would cost a
     tenth of the tile's instructions.
     """
     # Programs that run together share column tiles of Y in L2: walk GROUP row tiles down before stepping right.
@@ -74,7 +77,11 @@ def tile_statistics(
         logits = tl.where(i[:, None] < rows, logits, float("-inf"))
     if not EVEN_N:
         logits = tl.where(j[None, :] < columns, logits, float("-inf"))
+    if WITHOUT_DIAGONAL:
+        logits = tl.where(j[None, :] == i[:, None] + diagonal, float("-inf"), logits)
     offset = tl.max(logits)
+    if WITHOUT_DIAGONAL:
+        offset = tl.where(offset == float("-inf"), 0.0, offset)
     terms = tl.exp2(logits - offset)
 
     tl.store(offsets + row_tile.to(tl.int64) * column_tiles + column_tile, offset * LN2)

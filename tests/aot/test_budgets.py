@@ -26,7 +26,7 @@ STATISTICS_REGISTERS = {80: 200, 90: 224, 100: 224, 120: 200}
 POINTERS = {"x", "y", "scale", "row_sums", "column_sums", "offsets", "sums", "log_sum", "suspect"}
 STATISTICS_SIGNATURE = {
     **dict.fromkeys(["scale", "row_sums", "column_sums", "offsets"], "*fp32"),
-    **dict.fromkeys(["rows", "columns", "x_stride", "y_stride"], "i32"),
+    **dict.fromkeys(["rows", "columns", "x_stride", "y_stride", "diagonal"], "i32"),
 }
 MERGE_SIGNATURE = {
     **dict.fromkeys(["sums", "offsets", "reference_state", "total_state", "largest_state", "log_sum"], "*fp32"),
@@ -37,7 +37,7 @@ REPAIR_SIGNATURE = {
     "scale": "*fp32",
     "suspect": "*i8",
     "log_sum": "*fp32",
-    **dict.fromkeys(["rows", "columns", "x_stride", "y_stride"], "i32"),
+    **dict.fromkeys(["rows", "columns", "x_stride", "y_stride", "diagonal"], "i32"),
 }
 
 
@@ -69,7 +69,7 @@ def compile_kernel(tmp_path_factory):
         program.wait(timeout=30)
 
 
-def statistics(compile_kernel, arch, dtype, tile, *, even, width=512):
+def statistics(compile_kernel, arch, dtype, tile, *, even, width=512, without_diagonal=False):
     return compile_kernel(
         module="clipkit.kernels.tile_statistics",
         kernel="tile_statistics",
@@ -82,6 +82,7 @@ def statistics(compile_kernel, arch, dtype, tile, *, even, width=512):
             "GROUP": tile.group,
             "EVEN_M": even,
             "EVEN_N": even,
+            "WITHOUT_DIAGONAL": without_diagonal,
         },
         divisible=[*POINTERS, "x_stride", "y_stride", *(["rows", "columns"] if even else [])],
         arch=arch,
@@ -117,7 +118,8 @@ def test_statistics_kernel_keeps_its_budget(compile_kernel, arch, dtype, even):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_width_that_is_no_multiple_of_a_block_keeps_the_budget(compile_kernel, arch):
-    result = statistics(compile_kernel, arch, "fp16", tile_for(arch, "fp16"), even=False, width=664)
+    tile = tile_for(arch, "fp16")
+    result = statistics(compile_kernel, arch, "fp16", tile, even=False, width=664, without_diagonal=True)
     check_budget(result, arch, STATISTICS_REGISTERS[arch])
 
 
@@ -145,7 +147,13 @@ def test_repair_kernel_keeps_its_budget(compile_kernel, arch, dtype):
         module="clipkit.kernels.repair",
         kernel="repair_rows",
         signature={**REPAIR_SIGNATURE, "x": f"*{dtype}", "y": f"*{dtype}"},
-        constants={"WIDTH": 512, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k},
+        constants={
+            "WIDTH": 512,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+            "WITHOUT_DIAGONAL": True,
+        },
         divisible=[*POINTERS, "x_stride", "y_stride"],
         arch=arch,
         warps=tile.warps,

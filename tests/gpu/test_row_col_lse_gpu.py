@@ -17,8 +17,8 @@ def row_col_lse():
     return function
 
 
-def check(result, x, y, scale):
-    for got, want in zip(result, cases.exact(x.cpu(), y.cpu(), scale), strict=True):
+def check(result, x, y, scale, diagonal=None):
+    for got, want in zip(result, cases.exact(x.cpu(), y.cpu(), scale, diagonal), strict=True):
         torch.testing.assert_close(got.cpu().double(), want, rtol=0, atol=2 * cases.bound(x.cpu(), y.cpu(), scale))
 
 
@@ -37,6 +37,15 @@ def test_outliers_at_scale_100_are_repaired(row_col_lse, dtype):
     check(row_col_lse(x, y, 100.0), x, y, 100.0)
     check(row_col_lse(x, y_cone, 100.0), x, y_cone, 100.0)
     check(row_col_lse(y_cone, x, 100.0), y_cone, x, 100.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("diagonal", [0, 70, -66])
+def test_pairs_of_the_diagonal_can_be_left_out(row_col_lse, diagonal, dtype):
+    x, y, _, _ = cases.cone_with_outliers(dtype)
+    x, y = x.cuda(), y.cuda()
+    check(row_col_lse(x, y, 100.0, diagonal=diagonal), x, y, 100.0, diagonal)
+    check(row_col_lse(x[:1], y[:1], 100.0, diagonal=0), x[:1], y[:1], 100.0, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -34,9 +34,13 @@ def cone_with_outliers(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, 
     )
 
 
-def exact(x: torch.Tensor, y: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column LSEs in float64 of the rounded inputs."""
+def exact(
+    x: torch.Tensor, y: torch.Tensor, scale: float, diagonal: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column LSEs in float64 of the rounded inputs, without the pairs (i, diagonal + i)."""
     logits = float(torch.tensor(scale, dtype=torch.float32)) * (x.double() @ y.double().T)
+    if diagonal is not None:
+        logits.diagonal(diagonal).fill_(-torch.inf)
     return logits.logsumexp(1), logits.logsumexp(0)
 
 

@@ -24,8 +24,8 @@ def run(pool, x, y, scale, **options):
     return torch.from_numpy(row).double(), torch.from_numpy(column).double()
 
 
-def check(result, x, y, scale):
-    for got, want in zip(result, cases.exact(x, y, scale), strict=True):
+def check(result, x, y, scale, diagonal=None):
+    for got, want in zip(result, cases.exact(x, y, scale, diagonal), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=cases.bound(x, y, scale))
 
 
@@ -52,6 +52,15 @@ def test_outliers_at_scale_100_are_repaired(pool, dtype):
     assert cases.exact(x, y_cone, 100.0)[0][odd_x].max() < regular - 87
     check(run(pool, x, y_cone, 100.0), x, y_cone, 100.0)
     check(run(pool, y_cone, x, 100.0), y_cone, x, 100.0)
+
+
+@pytest.mark.parametrize("diagonal", [0, 70, -66])
+@pytest.mark.parametrize("rows, columns", [(140, 150), (1, 1), (71, 1)])
+def test_pairs_of_the_diagonal_can_be_left_out(pool, rows, columns, diagonal):
+    x, y, _, _ = cases.cone_with_outliers(torch.float32)
+    x, y = x[:rows], y[:columns]
+    diagonal = max(1 - rows, min(columns - 1, diagonal))
+    check(run(pool, x, y, 100.0, diagonal=diagonal, workspace_bytes=1), x, y, 100.0, diagonal)
 
 
 @pytest.mark.parametrize("scale", [-30.0, 0.0, 1e4])
