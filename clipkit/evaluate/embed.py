@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A run evaluates the same sets again and again; each broken sample is worth one line.
+_NAMED: set[str] = set()
+
 
 @dataclass
 class ImageEmbeddings:
@@ -78,7 +81,7 @@ def embed_images(
             usable = []
             for record, square in zip(records, squares, strict=True):
                 if isinstance(square, str):
-                    _skip(found.skipped, square, record.key)
+                    _skip(found.skipped, square, f"{dataset.name}: {record.key}")
                 else:
                     usable.append(square)
                     found.ids.append(record.id)
@@ -136,7 +139,7 @@ def _read(dataset: Dataset, index: int, skipped: Counter[str]) -> Record | None:
     try:
         return dataset.read(index)
     except BrokenSample as broken:
-        _skip(skipped, broken.reason, str(broken))
+        _skip(skipped, broken.reason, f"{dataset.name}: {broken.shard} {broken.key}")
         return None
 
 
@@ -152,7 +155,9 @@ def _square(transform: ImageTransform, record: Record) -> Any:
 
 def _skip(skipped: Counter[str], reason: str, where: str) -> None:
     skipped[reason] += 1
-    logger.warning("evaluation skips %s: %s", where, reason)
+    if where not in _NAMED:
+        _NAMED.add(where)
+        logger.warning("evaluation skips %s: %s", where, reason)
 
 
 def _normalised(squares: Sequence[Any], transform: ImageTransform, device: torch.device) -> Tensor:

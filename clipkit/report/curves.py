@@ -23,7 +23,7 @@ def short(value: float, digits: int = 3) -> str:
         return f"{value / 1e6:.{digits}g}M"
     if size >= 1e4:
         return f"{value / 1e3:.{digits}g}k"
-    if 0 < size < 1e-3:
+    if 0 < size < 1e-2:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.{max(digits, 4)}g}"

@@ -126,13 +126,15 @@ def _summary(model: Any, config: Any, history: History) -> str:
 
 
 def duration(seconds: float) -> str:
-    """48 s, 5 min 41 s, 3 h 02 min."""
+    """48 s, 5 min 41 s, 3 h 02 min; never broken over two lines."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        words = f"{whole} s"
+    elif whole < 3600:
+        words = f"{whole // 60} min {whole % 60:02d} s"
+    else:
+        words = f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _data_folders(config: Any) -> list[Path]:

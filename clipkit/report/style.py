@@ -32,6 +32,7 @@ header { max-width: 44rem; }
 h1 { margin: .25rem 0 .75rem; font-size: clamp(1.8rem, 5vw, 2.6rem); line-height: 1.12; font-weight: 500;
   letter-spacing: -.012em; overflow-wrap: anywhere; }
 .lead { margin: 0; font-size: 1.0625rem; color: var(--ink); }
+.lead, .remark { text-wrap: pretty; }
 section { margin-top: clamp(2.5rem, 6vw, 4.25rem); }
 h2 { margin: 0 0 .25rem; font-size: 1.375rem; line-height: 1.25; font-weight: 500; letter-spacing: -.006em; }
 h3 { margin: 1.9rem 0 .2rem; font: 600 .875rem/1.4 var(--sans); }

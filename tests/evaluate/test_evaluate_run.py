@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipkit.data import open_dataset
-from clipkit.evaluate import embed_images, embed_retrieval_set, embed_texts, evaluate_run, retrieval
+from clipkit.evaluate import embed, embed_images, embed_retrieval_set, embed_texts, evaluate_run, retrieval
 from clipkit.evaluate.sharding import Shards
 from clipkit.train.config import EvalConfig, RetrievalSet, ZeroShotSet
 from tests.evaluate.doubles import COLOURS, tiny_model, tokenizer_of, write_set
@@ -50,14 +49,17 @@ def config_for(folder: Path, batch_size: int = 4) -> EvalConfig:
 
 
 def test_broken_samples_are_counted_named_once_and_skipped(
-    model: Any, shards: Path, caplog: pytest.LogCaptureFixture
+    model: Any, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="clipkit.evaluate"):
-        found = embed_images(model, open_dataset(shards), batch_size=5)
+    warnings: list[str] = []
+    monkeypatch.setattr(embed.logger, "warning", lambda text, *values: warnings.append(text % values))
+    embed._NAMED.clear()
+    found = embed_images(model, open_dataset(shards), batch_size=5)
+    again = embed_images(model, open_dataset(shards), batch_size=5)
     assert len(found) == len(found.features) == 24
-    assert sum(found.skipped.values()) == 2
+    assert found.skipped == again.skipped == {"undecodable picture": 2}
     assert {4, 17}.isdisjoint(found.ids)
-    assert sum("sample-0004" in record.getMessage() for record in caplog.records) == 1
+    assert sum("sample-0004" in message for message in warnings) == 1
     assert torch.allclose(found.features.norm(dim=1), torch.ones(24), atol=1e-5)
 
 

@@ -185,18 +185,24 @@ def test_attribution_table_becomes_a_table() -> None:
     assert "<li>one</li><li>two</li>" in made
 
 
-PROBE = """<script>addEventListener("load", async () => {
-  await Promise.all([...document.images].map(image => image.decode().catch(() => null)));
-  const box = node => node.getBoundingClientRect();
+# All of it at once when the page has loaded: the browser writes the document out as soon as nothing is left to run.
+PROBE = """<script>addEventListener("load", () => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const decodes = image => {
+    if (!(image.naturalWidth > 0)) return false;
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.drawImage(image, 0, 0);
+    return canvas.getImageData(0, 0, 1, 1).data[3] === 255;
+  };
   const drawn = [...document.querySelectorAll(".chart > svg .line, .chart > svg .dot")];
   document.documentElement.dataset.probe = JSON.stringify({
     pictures: document.images.length,
-    decoded: [...document.images].filter(image => image.naturalWidth > 0).length,
-    curves: drawn.filter(node => box(node).width > 0).length,
+    decoded: [...document.images].filter(decodes).length,
+    curves: drawn.filter(node => node.getBoundingClientRect().width > 0).length,
     charts: document.querySelectorAll(".chart > svg").length,
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    title: document.title, requests: performance.getEntriesByType("resource")
-      .filter(one => !one.name.startsWith("data:")).length,
+    title: document.title,
+    requests: performance.getEntriesByType("resource").filter(one => !one.name.startsWith("data:")).length,
   });
 });</script></body>"""
 
