@@ -92,7 +92,10 @@ class Loader:
             pin_memory=self._pin_memory,
             worker_init_fn=_start_worker,
         )
-        yield from loader
+        try:
+            yield from loader
+        except (EOFError, ConnectionError) as error:  # what reading from a dead process raises, at times
+            raise RuntimeError("a data worker process died; out of memory? Try fewer workers") from error
 
     def _note(self, skipped: Sequence[Skipped]) -> None:
         for sample in skipped:
