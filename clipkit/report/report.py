@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _CHOICE = (
     "Chosen by rule, not by hand: all are ordered from the best place of the right answer to the worst, and twelve are "
     "taken at even distances, so about the share that is right here is right in the whole set. Numbers are cosines; "
-    "✓ marks a right answer."
+    "✓ marks a right answer. The small picture before a caption is the one it should have found among the five."
 )
 
 
