@@ -6,9 +6,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from clipkit.data import Sample, write_shards
 
@@ -97,3 +101,62 @@ def clipkit_train(config: Path, *arguments: str, ranks: int = 1) -> subprocess.C
     return subprocess.run(
         command(config, *arguments, ranks=ranks), env=environment(), capture_output=True, text=True, timeout=300
     )
+
+
+def build_broken_set(folder: Path, count: int = 48) -> Path:
+    """As `build_set`, with every third picture no picture at all, under folder/train."""
+    from PIL import Image
+
+    samples = []
+    for number in range(count):
+        content = io.BytesIO()
+        Image.new("RGB", (32, 32), (number * 5, 255 - number * 5, 90)).save(content, "png")
+        image = b"no picture" if number % 3 == 0 else content.getvalue()
+        samples.append(Sample(f"{number:04d}", image, f"colour number {number}"))
+    write_shards(folder / "train", samples)
+    return folder / "train"
+
+
+def checkpoint_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint holds: weights, and the optimizer's averages, which hold the gradients."""
+    from clipkit.train import dcp
+
+    path = run / "checkpoints" / f"step-{step:08d}"
+    entries = dcp.SafeReader(path).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
+    dcp.load_tensors(tensors, path, None)
+    return tensors
+
+
+def run_on_ranks(world_size: int, jobs: list[dict[str, Any]], store: Path) -> None:
+    """Train each job's `tree` on gloo ranks of one process group, one after another.
+
+    A job may name a `stop` (rank, step): that rank, and no other, gets SIGTERM there. The endings are written to
+    store/endings-RANK.json.
+    """
+    torch.multiprocessing.spawn(_rank, (world_size, jobs, str(store)), nprocs=world_size)
+
+
+def _rank(rank: int, world_size: int, jobs: list[dict[str, Any]], store: str) -> None:
+    import torch.distributed as dist
+
+    import clipkit.report
+    from clipkit.train import parse_config, train
+    from clipkit.train.session import Session
+
+    torch.set_num_threads(1)
+    clipkit.report.write_report = lambda run, *_: run / "report.html"
+    show, endings, stop = Session.show, [], [None, None]
+
+    def and_stop(self: Session, **facts: float) -> None:
+        show(self, **facts)
+        if stop == [rank, self.position.step]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Session.show = and_stop  # type: ignore[method-assign]
+    dist.init_process_group("gloo", init_method=f"file://{store}/rendezvous", rank=rank, world_size=world_size)
+    for job in jobs:
+        stop[:] = job.get("stop", [None, None])
+        endings.append(train(parse_config(job["tree"])).name)
+    (Path(store) / f"endings-{rank}.json").write_text(json.dumps(endings))
+    dist.destroy_process_group()
