@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled CPU backend: products by torch's BLAS into a cache-sized tile, then one fused C++ pass over it.
 
-The exponential family only. A pass makes row and column statistics from one exponential per logit, where plain torch streams the
-tile through memory for each of maximum, exponential and sum, twice.
+The exponential family only. A pass makes row and column statistics from one exponential per logit, where plain torch
+streams the tile through memory for each of maximum, exponential and sum, twice.
 """
 
 from __future__ import annotations

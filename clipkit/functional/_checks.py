@@ -107,6 +107,13 @@ def check_vector(argument: str, vector: Tensor, length: int, like: Tensor) -> No
         )
 
 
+def readable(values: Tensor) -> bool:
+    """Whether values may be looked at: reading a device's would wait for it, reading a traced tensor's would break the
+    graph.
+    """
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def as_scalar(argument: str, value: Tensor | float, like: Tensor) -> Tensor:
     """`value` as a 0-D tensor of the accumulation type on the features' device, differentiable in the tensor it came
     from.

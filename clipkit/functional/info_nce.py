@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
 from clipkit.errors import type_error, value_error
-from clipkit.functional._checks import as_scalar, check_features, check_nonempty, check_same, common_type
+from clipkit.functional._checks import as_scalar, check_features, check_nonempty, check_same, common_type, readable
 from clipkit.functional._ops import accumulation, loss_op, nothing, register_unit_gradients, wants_gradient
 from clipkit.functional._products import Products
 from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks
@@ -135,7 +135,7 @@ def _check_labels(labels: Tensor | None, queries: Tensor, keys: Tensor) -> Tenso
             want=f"shape ({count},) on {queries.device}: one key index per query",
             fix="give the index of each query's key within this rank's keys",
         )
-    if labels.device.type == "cpu" and count and not (int(labels.min()) >= 0 and int(labels.max()) < available):
+    if readable(labels) and count and not (int(labels.min()) >= 0 and int(labels.max()) < available):
         raise value_error(
             "labels",
             got=f"values from {int(labels.min())} to {int(labels.max())}",

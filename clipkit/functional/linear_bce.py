@@ -22,6 +22,7 @@ from clipkit.functional._checks import (
     check_same,
     check_vector,
     common_type,
+    readable,
 )
 from clipkit.functional._ops import accumulation, loss_op, nothing, register_unit_gradients, wants_gradient
 from clipkit.parallel import Layout, group_name, sum_over_ranks
@@ -140,7 +141,7 @@ def _check_targets(offsets: Tensor, indices: Tensor, rows: int, labels: int) -> 
         raise value_error(
             "target_offsets", got=f"{offsets.numel()} entries", want=f"n + 1 = {rows + 1}", fix="pass CSR row offsets"
         )
-    if offsets.device.type != "cpu":
+    if not readable(offsets):
         return
     if int(offsets[0]) != 0 or int(offsets[-1]) != indices.numel() or bool((offsets.diff() < 0).any()):
         raise value_error(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _WORKSPACE_BYTES = {"cuda": 256 << 20}
-_DEFAULT_WORKSPACE_BYTES = 16 << 20
+_DEFAULT_WORKSPACE_BYTES = 4 << 20
 _FEWEST_ROWS = 64
 """Below this a product of [rows, d] with [d, m] is bound by reading Y; 64 fp32 rows cost 256·m bytes, under one [m, d]
 tower.

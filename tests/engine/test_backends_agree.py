@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever backend is asked for by name gives the same numbers, and one that cannot run says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clipkit
+from clipkit.engine import dispatch
+from tests.reference.cases import CASES, value_and_gradients
+from tests.reference.naive import unit
+
+SHAPES = [(2, 6), (63, 7), (130, 40), (700, 12), (2500, 8)]
+
+
+def _skip_unless_compiled() -> None:
+    from clipkit.engine import cpu_backend
+
+    reason = cpu_backend.obstacle(torch.device("cpu"), torch.float32)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("rows, width", SHAPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_compiled_backend_equals_float64(case, rows, width):
+    _skip_unless_compiled()
+    inputs, constants = case.make(rows, width, torch.float32)
+    truth = value_and_gradients(
+        lambda **values: case.ours(**values, backend="torch"),
+        {name: value.double() for name, value in inputs.items()},
+        {n: v.double() if v.is_floating_point() else v for n, v in constants.items()},
+    )
+    ours = value_and_gradients(lambda **values: case.ours(**values, backend="cpu"), inputs, constants)
+    for name, expected in truth.items():
+        error = float((ours[name].double() - expected).norm() / expected.norm().clamp_min(1e-30))
+        assert error <= 3e-6, f"{name}: {error:.1e}"
+
+
+def test_the_compiled_backend_takes_views_with_any_strides():
+    _skip_unless_compiled()
+    wide = unit(40, 12, 0, torch.float32)
+    image, text = wide.T[:6].T, wide[:, ::2]
+    torch.testing.assert_close(
+        clipkit.clip_loss(image, text, 9.0, backend="cpu"), clipkit.clip_loss(image, text, 9.0, backend="torch")
+    )
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match=r"backend: got 'fast'.*'torch'"):
+        clipkit.clip_loss(torch.ones(2, 2), torch.ones(2, 2), 1.0, backend="fast")
+
+
+def test_a_backend_that_cannot_serve_the_tensors_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"backend: got 'triton' for torch.float32 tensors on cpu"):
+        clipkit.clip_loss(torch.ones(2, 2), torch.ones(2, 2), 1.0, backend="triton")
+    with pytest.raises(ValueError, match="fp32"):
+        clipkit.clip_loss(torch.ones(2, 2).double(), torch.ones(2, 2).double(), 1.0, backend="cpu")
+
+
+def test_the_environment_chooses_a_backend(monkeypatch):
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "nonsense")
+    with pytest.raises(ValueError, match="nonsense"):
+        clipkit.clip_loss(torch.ones(2, 2), torch.ones(2, 2), 1.0)
+    assert clipkit.clip_loss(torch.ones(2, 2), torch.ones(2, 2), 1.0, backend="torch") > 0
+
+
+def test_the_report_names_every_backend_once_per_device_and_gives_reasons():
+    lines = [line for line in dispatch.report() if line.device == "cpu"]
+    assert [line.name for line in lines] == ["torch", "cpu", "triton"]
+    assert all(line.reason for line in lines)
+    served_by_default = [dtype for line in lines if line.default for dtype in line.reason.split(", ")]
+    assert served_by_default

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss goes through torch.compile as one node: no graph break, the same bits, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.reference.cases import CASES, value_and_gradients
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_fullgraph_equals_eager(case):
+    inputs, constants = case.make(12, 6, torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda **values: 2.0 * case.ours(**values), fullgraph=True, backend="aot_eager")
+    eager = value_and_gradients(lambda **values: 2.0 * case.ours(**values), inputs, constants)
+    ours = value_and_gradients(compiled, inputs, constants)
+    assert all(torch.equal(ours[name], eager[name]) for name in eager)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name in ("clip", "siglip", "gd_four_term")], ids=lambda c: c.name
+)
+def test_the_registration_of_the_operators_holds(case):
+    """Schema, fake kernels and autograd registration, by torch's own checker."""
+    inputs, constants = case.make(6, 5, torch.float32)
+    names = {"clip": "clip_forward", "siglip": "siglip", "gd_four_term": "gd_forward"}
+    operator = getattr(torch.ops.clipkit, names[case.name]).default
+    tensors = [value.requires_grad_() for value in inputs.values()] + list(constants.values())
+    options = {
+        "clip": (0.1, "", ""),
+        "siglip": (True, "", ""),
+        "gd_four_term": (torch.tensor(3.0), False, "", ""),
+    }[case.name]
+    torch.library.opcheck(
+        operator, (*tensors, *options), test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+    )

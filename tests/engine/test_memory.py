@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak extra memory grows linearly in N, measured in fresh processes by the operating system's own account."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import resource, sys, torch
+import clipkit
+torch.set_num_threads(1)
+loss, rows, width = sys.argv[1], int(sys.argv[2]), 32
+image, text, a, b = (torch.nn.functional.normalize(torch.randn(rows, width), dim=1) for _ in range(4))
+leaves = [image.requires_grad_(), text.requires_grad_()]
+state = torch.zeros(rows)
+calls = {
+    "clip": lambda: clipkit.clip_loss(image, text, 20.0),
+    "siglip": lambda: clipkit.siglip_loss(image, text, 10.0, -10.0),
+    "info_nce": lambda: clipkit.info_nce(image, text, 20.0),
+    "global_contrastive": lambda: clipkit.global_contrastive_loss(image, text, 20.0, state, state, gamma=0.5)[0],
+    "crd": lambda: clipkit.crd_loss(image, text, 20.0, a, b, 30.0),
+    "gd": lambda: clipkit.gd_loss(image, text, 20.0, a, b, 30.0),
+}
+def small():  # everything that is loaded or allocated once
+    x = torch.randn(64, width, requires_grad=True)
+    clipkit.clip_loss(x, x.detach(), 1.0).backward()
+small()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+calls[loss]().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def _peak_extra_mib(loss: str, rows: int) -> float:
+    run = subprocess.run([sys.executable, "-c", PROBE, loss, str(rows)], capture_output=True, text=True, check=True)
+    return int(run.stdout) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["clip", "siglip", "gd"])
+def test_peak_extra_memory_is_linear_in_n(loss):
+    """Twice the batch, at most twice the memory and a tile, where the N x N matrix would grow fourfold to 400 MiB."""
+    small, large = _peak_extra_mib(loss, 5120), _peak_extra_mib(loss, 10240)
+    tile = 16
+    assert large <= 2 * small + tile
+    assert large < 10240**2 * 4 / 2**20 / 4

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sixteen-bit and fp32 inputs against float64 on the same rounded inputs: logits are never rounded, tiny losses
+survive.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clipkit
+from tests.reference import naive
+from tests.reference.cases import CASES, value_and_gradients
+from tests.reference.naive import unit
+
+DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+"""Largest relative error of a feature gradient: what casting it to the inputs' dtype costs, or fp32 accumulation."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_close_to_float64_on_the_same_inputs(case, dtype):
+    inputs, constants = case.make(96, 32, dtype)
+    exact_inputs = {name: value.double() for name, value in inputs.items()}
+    exact_constants = {n: v.double() if v.is_floating_point() else v for n, v in constants.items()}
+    truth = value_and_gradients(case.naive, exact_inputs, exact_constants)
+    ours = value_and_gradients(case.ours, inputs, constants)
+    assert ours["loss"].dtype == torch.float32
+    assert abs(ours["loss"].double() - truth["loss"]) <= 1e-5 * max(1.0, truth["loss"].item())
+    for name in inputs:
+        assert ours[name].dtype == inputs[name].dtype
+        assert _relative(ours[name], truth[name]) <= DTYPES[dtype], name
+
+
+def test_no_worse_than_the_host_in_bf16_at_scale_100():
+    """open_clip rounds its logits to bf16 under autocast; the library's error must be the smaller, here by far."""
+    image, text = naive_pair(512, 64, torch.bfloat16)
+    leaves = [value.requires_grad_() for value in (image, text)]
+    exact = value_and_gradients(naive.clip, {"image": image.double(), "text": text.double()}, {"scale": 100.0})
+
+    clipkit.clip_loss(image, text, 100.0).backward()
+    ours = [_relative(leaf.grad, exact[name]) for leaf, name in zip(leaves, ("image", "text"), strict=True)]
+    for leaf in leaves:
+        leaf.grad = None
+    logits = (100.0 * image @ text.T).float()
+    labels = torch.arange(512)
+    entropies = (torch.nn.functional.cross_entropy(matrix, labels) for matrix in (logits, logits.T))
+    host_loss = sum(entropies) / 2
+    host_loss.backward()
+    host = [_relative(leaf.grad, exact[name]) for leaf, name in zip(leaves, ("image", "text"), strict=True)]
+    assert all(mine < theirs for mine, theirs in zip(ours, host, strict=True)), (ours, host)
+    assert abs(clipkit.clip_loss(image, text, 100.0).double() - exact["loss"]) < 1e-5 < abs(host_loss - exact["loss"])
+
+
+def test_autocast_does_not_reach_the_logits():
+    image, text = unit(64, 16, 0, torch.float32), unit(64, 16, 1, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = clipkit.clip_loss(image, text, 100.0)
+    assert torch.equal(inside, clipkit.clip_loss(image, text, 100.0))
+
+
+@pytest.mark.parametrize("backend", ["torch", None])
+class TestExtremes:
+    def test_duplicates_at_scale_100_and_beyond(self, backend):
+        rows = unit(4, 8, 0, torch.float32).repeat(8, 1).requires_grad_()
+        for scale in (100.0, 1000.0):
+            loss = clipkit.clip_loss(rows, rows.detach(), scale, backend=backend)
+            (gradient,) = torch.autograd.grad(loss, rows)
+            torch.testing.assert_close(loss.item(), torch.log(torch.tensor(8.0)).item(), rtol=1e-4, atol=1e-4)
+            assert gradient.isfinite().all()
+
+    def test_antipodal_pairs_and_opposite_extremes(self, backend):
+        rows = torch.eye(6).requires_grad_()
+        loss = clipkit.clip_loss(rows, -torch.eye(6), 200.0, backend=backend)
+        loss.backward()
+        torch.testing.assert_close(loss.item(), 200.0 + torch.log(torch.tensor(5.0)).item(), rtol=1e-6, atol=0)
+        assert rows.grad.isfinite().all()
+
+    def test_unnormalised_logits_of_ten_thousand(self, backend):
+        generator = torch.Generator().manual_seed(0)
+        image, text = (torch.randn(40, 8, generator=generator) * 50 for _ in range(2))
+        image.requires_grad_()
+        loss = clipkit.clip_loss(image, text, 1.0, backend=backend)
+        loss.backward()
+        exact = naive.clip(image.detach().double(), text.double(), 1.0)
+        torch.testing.assert_close(loss.double().detach(), exact, rtol=1e-6, atol=1e-3)
+        assert image.grad.isfinite().all()
+
+    def test_outliers_in_a_cone_of_features(self, backend):
+        """Rows 150 nats below their neighbours: an offset shared by a tile would flush them to log(0)."""
+        generator = torch.Generator().manual_seed(1)
+        cone = torch.nn.functional.normalize(torch.randn(300, 16, generator=generator) * 0.05 + torch.eye(16)[0], dim=1)
+        image, text = cone.clone(), cone.clone()
+        image[::37] *= -1
+        loss = clipkit.clip_loss(image, text, 100.0, backend=backend)
+        torch.testing.assert_close(loss.double(), naive.clip(image.double(), text.double(), 100.0), rtol=1e-6, atol=0)
+
+
+def naive_pair(rows: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs that resemble each other as a trained model's do (cosine about 0.5)."""
+    text = unit(rows, width, 0)
+    image = torch.nn.functional.normalize(text + 1.7 * unit(rows, width, 1), dim=1)
+    return image.to(dtype), text.to(dtype)
+
+
+def _relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30))
