@@ -55,9 +55,8 @@ def retrieval(
     check_features(image_features, text_features)
     check_depths(ks)
     shards = Shards(group)
-    pairs = positive_pairs(positives, len(image_features), len(text_features)).to(image_features.device)
     images, texts = for_scoring(image_features), for_scoring(text_features)
-    pairs = pairs.to(images.device)
+    pairs = positive_pairs(positives, len(images), len(texts)).to(images.device)
     return {
         **_image_to_text(images, texts, pairs, ks, shards, chunk),
         **_text_to_image(images, texts, pairs, ks, shards, chunk),

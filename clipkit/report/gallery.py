@@ -77,7 +77,7 @@ def spread(asking: Sequence[int], ranks: Sequence[int], names: Sequence[str], sh
 
 def result_tile(image: str, caption: str, where: str, score: float) -> str:
     """One picture of a list of search results."""
-    return f'<li>{image}<p>{escape(caption)}</p><p class="where">{escape(where)} · {score:.3f}</p></li>'
+    return f'<li>{image}<p>{escape(caption)}</p><p class="where">{score:.3f} · {escape(where)}</p></li>'
 
 
 def _ranked_line(text: str, score: float, right: bool) -> str:

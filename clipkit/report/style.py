@@ -102,7 +102,7 @@ img { display: block; background: var(--tile); border-radius: 6px; object-fit: c
 .strip .score { display: block; margin-top: .2rem; color: var(--soft); font-variant-numeric: tabular-nums; }
 .strip .right { background: none; box-shadow: 0 0 0 2px var(--right); }
 .strip .right .score { color: var(--right); font-weight: 600; }
-.results { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1.5rem 1.25rem;
+.results { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(10rem, 45%), 1fr)); gap: 1.5rem 1.25rem;
   margin: 1.1rem 0 0; padding: 0; list-style: none; }
 .results img { width: 100%; height: auto; aspect-ratio: 1; }
 .results p { margin: .45rem 0 0; line-height: 1.3; overflow-wrap: anywhere; }

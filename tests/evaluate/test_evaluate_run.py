@@ -13,7 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipkit.data import open_dataset
-from clipkit.evaluate import embed, embed_images, embed_retrieval_set, embed_texts, evaluate_run, retrieval
+from clipkit.evaluate import (
+    embed,
+    embed_images,
+    embed_retrieval_set,
+    embed_texts,
+    evaluate_run,
+    retrieval,
+    text_classifier,
+)
 from clipkit.evaluate.sharding import Shards
 from clipkit.train.config import EvalConfig, RetrievalSet, ZeroShotSet
 from tests.evaluate.doubles import COLOURS, tiny_model, tokenizer_of, write_set
@@ -118,6 +126,25 @@ def test_a_set_without_any_right_answer_is_an_error_and_a_few_are_counted(
     assert found["few/unanswered"] == 24 - found["few/image_to_text/queries"] > 0
     with pytest.raises(ValueError, match="eval set 'none'"):
         evaluate_run(model, tokenizer, EvalConfig(retrieval=(RetrievalSet("none", str(shards), str(none)),)))
+
+
+def test_classifier_is_the_normalised_mean_over_templates(model: Any) -> None:
+    tokenizer = tokenizer_of(model)
+    found = text_classifier(model, tokenizer, ["cat", "dog"], ["a {}", "the {}."])
+    sentences = embed_texts(model, tokenizer, ["a cat", "the cat.", "a dog", "the dog."])
+    expected = torch.nn.functional.normalize(torch.stack([sentences[:2].mean(0), sentences[2:].mean(0)]), dim=1)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="templates: got 'a cat'"):
+        text_classifier(model, tokenizer, ["cat"], ["a cat"])
+
+
+def test_classes_are_numbers_names_or_captions(model: Any, tmp_path: Path) -> None:
+    metadata: list[dict[str, Any]] = [{"class": 1}, {"label": "red"}, {}, {"class": 99}, {"class": "unheard of"}]
+    folder = write_set(tmp_path / "set", ["x", "x", "blue", "x", "x"], metadata=metadata)
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n", encoding="utf-8")
+    entry = ZeroShotSet("few", str(folder), str(tmp_path / "classes.txt"))
+    metrics = evaluate_run(model, tokenizer_of(model), EvalConfig(zero_shot=(entry,)))
+    assert (metrics["few/queries"], metrics["few/candidates"], metrics["few/unanswered"]) == (3, 3, 2)
 
 
 def test_missing_files_are_named(model: Any, shards: Path) -> None:
