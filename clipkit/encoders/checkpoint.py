@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from clipkit.encoders.config import CLIPConfig, VisionConfig
 from clipkit.encoders.layouts import State, custom_text_names, recognise, unwrap
+from clipkit.encoders.transformers_layout import to_transformers
 from clipkit.errors import value_error
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _NAMED_AT_MOST = 8
 _IMAGE_POSITIONS, _TEXT_POSITIONS = "visual.positional_embedding", "positional_embedding"
-_EXPORTS = ("open_clip", "open_clip_custom_text", "clipkit")
+_EXPORTS = ("open_clip", "open_clip_custom_text", "transformers", "clipkit")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def load_checkpoint(
 ) -> LoadReport:
     """Fill `model` from a checkpoint and say what happened.
 
-    Recognised: open_clip's CLIP and CustomTextCLIP (training checkpoints too), OpenAI's state dict, timm's vision
-    transformer (image tower only; a patch bias is folded into the positions, exactly), open_clip with a timm tower, and
-    this library's own. DDP and torch.compile prefixes are dropped. Values are cast to the model's dtype and device.
+    Recognised: open_clip's CLIP and CustomTextCLIP (training checkpoints too), OpenAI's state dict, transformers'
+    CLIPModel, timm's vision transformer (image tower only; a patch bias is folded into the positions, exactly),
+    open_clip with a timm tower, and this library's own. DDP and torch.compile prefixes are dropped. Values are cast to
+    the model's dtype and device.
 
     strict: every parameter of the towers in the checkpoint must be given and fit, and nothing may be left over;
     otherwise ValueError names what is missing, unexpected and of another shape, and the model is unchanged. Not strict:
@@ -76,7 +78,7 @@ def load_checkpoint(
         raise value_error(
             "checkpoint",
             got=f"{source} with tensors {_some(state) or 'none'}",
-            want="a CLIP in the layout of open_clip, OpenAI, timm or clipkit",
+            want="a CLIP in the layout of open_clip, OpenAI, transformers, timm or clipkit",
             fix="rename its tensors to open_clip's names",
         )
     given = layout.translate(state)
@@ -108,18 +110,28 @@ def load_checkpoint(
 
 
 def export_state_dict(model: CLIP, layout: str = "open_clip") -> State:
-    """The model's tensors by name, sharing its memory.
+    """The model's tensors by name, sharing its memory where the layout has the same shapes.
 
     layout: "open_clip" loads strictly into open_clip's CLIP of the same configuration (`open_clip_config`),
-    "open_clip_custom_text" into its CustomTextCLIP, "clipkit" is for this library and holds for every model.
-    ValueError for an unknown layout, and for open_clip's when the image tower is convolutional (open_clip has none).
+    "open_clip_custom_text" into its CustomTextCLIP, "transformers" into transformers' CLIPModel (for pictures read at
+    the class token, as CLIP's), "clipkit" is for this library and holds for every model.
+    ValueError for an unknown layout, and where the other library has no such model (a convolutional image tower).
     """
     if layout not in _EXPORTS:
         raise value_error("layout", got=repr(layout), want=" or ".join(map(repr, _EXPORTS)), fix="choose one of them")
     state = {name: value.detach() for name, value in model.state_dict().items()}
     if layout == "clipkit":
         return state
-    _vision_transformer_of(model.config)
+    vision = _vision_transformer_of(model.config)
+    if layout == "transformers":
+        if not vision.pre_norm or vision.pool != "tok" or model.logit_bias is not None:
+            raise value_error(
+                "model",
+                got="no norm before the blocks, mean pooling or a logit bias",
+                want="CLIP's own form, the only one of transformers' CLIPModel",
+                fix="export with layout='open_clip'",
+            )
+        return to_transformers(state)
     return custom_text_names(state) if layout == "open_clip_custom_text" else state
 
 
@@ -171,7 +183,7 @@ def _vision_transformer_of(config: CLIPConfig) -> VisionConfig:
         raise value_error(
             "model",
             got="a convolutional image tower",
-            want="a vision transformer, the only one open_clip can load",
+            want="a vision transformer, the only kind that other libraries can load",
             fix="export with layout='clipkit'",
         )
     return config.vision

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipkit.encoders.transformers_layout import MARK, from_transformers
+
 State = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -62,6 +64,8 @@ def recognise(state: State) -> Layout | None:
         return Layout("open_clip with a timm image tower", False, lambda s: _flat_text(_timm(s, "visual.trunk.")))
     if "patch_embed.proj.weight" in state:
         return Layout("timm image tower", True, lambda s: _timm(s, ""))
+    if MARK in state:
+        return Layout("transformers CLIPModel", False, from_transformers)
     if "text.token_embedding.weight" in state:
         return Layout("open_clip CustomTextCLIP", False, _flat_text)
     if "token_embedding.weight" in state:

@@ -160,3 +160,17 @@ def test_export_says_what_open_clip_cannot_load():
     assert "text.token_embedding.weight" in custom
     assert "visual.proj" in custom
     assert load_checkpoint(tiny_model(seed=1), custom).layout == "open_clip CustomTextCLIP"
+
+
+def test_transformers_names_travel_both_ways(tmp_path):
+    source, target = tiny_model(), tiny_model(seed=1)
+    state = export_state_dict(source, "transformers")
+    save_file(state, tmp_path / "model.safetensors")
+    state["text_model.embeddings.position_ids"] = torch.arange(24)
+    assert load_checkpoint(target, state).layout == "transformers CLIPModel"
+    assert same_parameters(source, target)
+    del state["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
+    with pytest.raises(ValueError, match=r"1 mismatched \(visual\.transformer\.resblocks\.1\.attn\.in_proj_weight"):
+        load_checkpoint(target, state)
+    with pytest.raises(ValueError, match="CLIP's own form"):
+        export_state_dict(tiny_model(**{"vision.pool": "avg"}), "transformers")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same weights give the same features here and in open_clip and timm, and travel both ways."""
+"""The same weights give the same features here and in open_clip, timm and transformers, and travel both ways."""
 
 from __future__ import annotations
 
@@ -167,3 +167,25 @@ def test_starting_values_have_open_clips_spread(open_clip):
             assert 0.93 < ratio < 1.07, f"{name}: {ratio}"
         elif "bias" not in name and parameter.dim() == 0:
             assert torch.equal(parameter, theirs[name]), name
+
+
+def test_transformers_clip_model_has_the_same_features(transformers):
+    model = tiny_model(**{"vision.activation": "quick_gelu", "text.activation": "quick_gelu"}).eval()
+    sizes = {"num_attention_heads": 2, "bos_token_id": 598, "eos_token_id": 599, "pad_token_id": 0}
+    text = {**sizes, "vocab_size": 600, "hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 3}
+    vision = {"num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = transformers.CLIPConfig(
+        projection_dim=16,
+        text_config={**text, "max_position_embeddings": 24},
+        vision_config={**vision, "image_size": 16, "patch_size": 4},
+    )
+    peer = transformers.CLIPModel(config).double().eval()
+    peer.load_state_dict(export_state_dict(model, "transformers"), strict=True)
+    tokens, pixels = padded_tokens(LENGTHS, 24), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    outputs = peer(input_ids=tokens, pixel_values=pixels)
+    ours = model(pixels, tokens)
+    torch.testing.assert_close(ours["image_features"], outputs.image_embeds, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(ours["text_features"], outputs.text_embeds, rtol=1e-11, atol=1e-12)
+    back = tiny_model(seed=1)
+    load_checkpoint(back, peer.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
