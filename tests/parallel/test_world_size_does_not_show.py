@@ -16,9 +16,22 @@ from tests.reference.naive import unit
 SHARES = {2: [(5, 5), (7, 3), (0, 10)], 4: [(3, 3, 3, 3), (1, 4, 0, 2)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_losses_and_gradients_equal_one_process(world_size):
     run_on_ranks(world_size, _every_case)
+
+
+@pytest.mark.slow
+def test_on_two_ranks():
+    """Starting processes costs seconds, so these share them: a DDP step, a compiled loss, an error on every rank."""
+    run_on_ranks(2, _details)
+
+
+def _details(rank: int) -> None:
+    _ddp_step(rank)
+    _compiled(rank)
+    _different_widths(rank)
 
 
 def _every_case(rank: int) -> None:
@@ -49,18 +62,11 @@ def _every_case(rank: int) -> None:
                 )
 
 
-def test_ranks_that_disagree_about_the_width_are_told_so_on_every_rank():
-    run_on_ranks(2, _different_widths)
-
-
 def _different_widths(rank: int) -> None:
+    """Ranks that disagree about d are told so on every rank, not left to hang."""
     features = torch.ones(2, 3 + rank)
     with pytest.raises(ValueError, match=r"widths \[3, 4\] on different ranks"):
         clip_loss(features, features, 1.0, group=dist.group.WORLD)
-
-
-def test_ddp_training_step_equals_one_process():
-    run_on_ranks(2, _ddp_step)
 
 
 def _ddp_step(rank: int) -> None:
@@ -89,11 +95,8 @@ def _ddp_step(rank: int) -> None:
         )
 
 
-def test_a_compiled_distributed_loss_has_no_graph_break():
-    run_on_ranks(2, _compiled)
-
-
 def _compiled(rank: int) -> None:
+    """No graph break, with a batch whose global size is known at run time only."""
     features = [unit(3 + rank, 5, seed, torch.float32).requires_grad_() for seed in (0, 1)]
 
     def twice(image, text):
