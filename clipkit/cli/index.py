@@ -13,6 +13,7 @@ from clipkit.data.records import Dataset
 
 HELP = "index webdataset shards or a CSV"
 _READERS = 4
+_MANY_SHARDS = 16  # from here on several processes pay
 _PORTION = 1024  # samples in flight at a time
 
 
@@ -27,10 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Index, report; exit code 1 when --check finds a broken sample."""
-    from clipkit.data.source import open_dataset
+    from clipkit.data.index import index_shards
+    from clipkit.data.raster import usable_cores
+    from clipkit.data.source import find_shards, open_dataset
 
     started = time.monotonic()
-    dataset = open_dataset(args.source, tags_key=args.tags_key, progress=TerminalProgress().count)
+    if not args.source.lower().endswith((".csv", ".tsv")):
+        shards, processes = find_shards(args.source), usable_cores()
+        if len(shards) >= _MANY_SHARDS and processes > 1:
+            index_shards(shards, processes, TerminalProgress().count)
+    dataset = open_dataset(args.source, tags_key=args.tags_key)
     seconds = time.monotonic() - started
     print(f"{len(dataset)} samples, indexed in {seconds:.1f} s, fingerprint {dataset.fingerprint[:16]}")
     for reason, count in sorted(dataset.problems.counts.items()):

@@ -76,7 +76,7 @@ def rasterise_all(
     The renderer holds the GIL, hence processes. `progress` is called with the number done so far.
     """
     need_resvg()
-    processes = processes or _cores()
+    processes = processes or usable_cores()
     chunks = [drawings[start : start + _CHUNK] for start in range(0, len(drawings), _CHUNK)]
     results: list[bytes | None] = []
     for chunk in _map_chunks(chunks, processes if len(drawings) >= _POOL_PAYS_FROM else 1):
@@ -86,8 +86,9 @@ def rasterise_all(
     return results
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, which in a container is less than what there is
+def usable_cores() -> int:
+    """The cores that this process may use, which in a container are fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.data.index import CAPTION, IMAGE, METADATA, ShardIndex, load_index
+from clipkit.data.index import CAPTION, IMAGE, METADATA, ShardIndex, load_index, load_summary
 from clipkit.data.records import BrokenSample, Problems, Record
 
 MAX_PICTURE_BYTES = 256 << 20
@@ -92,12 +92,12 @@ class ShardDataset:
     def _count(self, number: int) -> int:
         shard = self._shards[number]
         try:
-            index = load_index(shard)
+            count, problems = load_summary(shard)
         except OSError as error:
             self.problems.add("unreadable shard", f"{shard.name}: {error.strerror or error}")
             return 0
-        self.problems.merge(index.problems)
-        return len(index)
+        self.problems.merge(problems)
+        return count
 
     def _index(self, number: int) -> ShardIndex:
         with self._lock:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipkit.cli import main
 from clipkit.data import BrokenSample, Dataset, open_dataset
 from clipkit.data.index import SIDECAR_FOLDER, build_index
 from tests.data.samples import make_set, picture, write_tar
@@ -249,6 +250,24 @@ def test_a_pickled_dataset_reads_the_same(tmp_path: Path) -> None:
     dataset.read(3)
     copy = pickle.loads(pickle.dumps(dataset))
     assert captions(copy) == captions(dataset)
+
+
+def test_the_command_indexes_many_shards_in_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clipkit.cli.index._MANY_SHARDS", 3)
+    make_set(tmp_path, 20, broken=[4])
+    (tmp_path / "00009.tar").write_bytes(b"noise" * 1000)
+    assert main(["index", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "20 samples" in said
+    assert "damaged tar header: 1" in said
+    assert len(list((tmp_path / SIDECAR_FOLDER).iterdir())) == 4
+    assert main(["index", str(tmp_path), "--check"]) == 1
+    said = capsys.readouterr().out
+    assert "19 samples decode" in said
+    assert "s0004: undecodable picture" in said
+    assert main(["index", str(tmp_path / "nothing")]) == 2
 
 
 def test_an_index_takes_one_pass_over_the_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
