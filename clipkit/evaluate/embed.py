@@ -118,7 +118,8 @@ def embed_texts(
     if not features:
         return _no_rows(model, device)
     rows = shards.gather_rows(torch.cat(features))
-    order = shards.gather_rows(torch.tensor([index for batch in batches for index in batch], device=device))
+    own_indexes = [index for batch in batches for index in batch]
+    order = shards.gather_rows(torch.tensor(own_indexes, dtype=torch.int64, device=device))
     ordered = torch.empty_like(rows)
     ordered[order] = rows
     return ordered

@@ -160,7 +160,8 @@ def _save_what_a_rank_finds(rank: int, folder: str, results: str) -> None:
     images, candidates, positives = _points()
     part = slice(0, 2) if rank == 0 else slice(2, None)
     unequal = retrieval(images[part], candidates, positives[part], group=dist.group.WORLD)
-    torch.save({"metrics": found, "texts": texts, "unequal": unequal}, f"{results}/{rank}.pt")
+    idle = evaluate_run(model, tokenizer_of(model), config_for(Path(folder), batch_size=64))  # rank 1 has nothing to do
+    torch.save({"metrics": found, "texts": texts, "unequal": unequal, "idle": idle}, f"{results}/{rank}.pt")
 
 
 def _points() -> tuple[Tensor, Tensor, list[list[int]]]:
@@ -174,10 +175,12 @@ def test_ranks_with_unequal_shards_give_the_numbers_of_one_process(
 ) -> None:
     run_on_ranks(2, _save_what_a_rank_finds, str(shards), str(tmp_path))
     texts = embed_texts(model, tokenizer_of(model), CAPTIONS[:9], batch_size=4)
+    whole = evaluate_run(model, tokenizer_of(model), config_for(shards, batch_size=64))
     images, candidates, positives = _points()
     for rank in range(2):
         saved = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert saved["metrics"] == alone
+        assert saved["idle"] == whole
         assert torch.equal(saved["texts"], texts)
         assert saved["unequal"] == retrieval(images, candidates, positives)
     assert not any(math.isnan(value) for value in alone.values())
