@@ -66,6 +66,7 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
         workers=config.data.workers,
         caption_tags=config.data.tags,
         seed=train.seed,
+        pin_memory=runtime.device.type == "cuda",
     )
     steps = train.steps if train.steps is not None else (train.epochs or 0) * order.steps_per_epoch
     return Session(

@@ -128,7 +128,15 @@ class CheckpointStore:
     def _commit(self, path: Path) -> None:
         if not self._runtime.is_main:
             return
+        from clipkit.train import dcp
+
         files = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
+        unseen = sorted(dcp.data_files(path) - set(files))
+        if unseen:
+            raise FileNotFoundError(
+                f"{path}: rank 0 does not see {', '.join(unseen[:3])}, which other ranks wrote; put output.dir on a "
+                "file system that all nodes share"
+            )
         _write_synced(path / MARKER, json.dumps({"files": files}, indent=1))
         self._delete_old(newest=path)
 

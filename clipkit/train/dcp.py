@@ -97,6 +97,11 @@ def tensor_names(folder: Path) -> set[str]:
     return set(SafeReader(folder).read_metadata().state_dict_metadata)
 
 
+def data_files(folder: Path) -> set[str]:
+    """The files that a checkpoint's tensors are in, by name."""
+    return {info.relative_path for info in (SafeReader(folder).read_metadata().storage_data or {}).values()}
+
+
 def save_tensors(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Write tensors (DTensors: each rank its shards) into `folder`, flushed to disk. Collective."""
     with _telling():

@@ -10,7 +10,7 @@ import time
 from typing import TextIO
 
 _REDRAW_SECONDS, _LINE_SECONDS = 0.1, 10.0
-_BAR_WIDTH = 24
+_BAR_WIDTH = 20
 
 
 class Progress:

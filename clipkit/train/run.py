@@ -27,6 +27,7 @@ from clipkit.train.runtime import Runtime, runtime
 from clipkit.train.session import Session
 from clipkit.train.signals import listening
 from clipkit.train.typed import to_plain
+from clipkit.train.watch import NonFiniteLossError
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ def train(config: Config, *, resume: str = "auto", command: Sequence[str] | None
             ending = run_loop(session, stop)
             if ending is Ending.FINISHED:
                 _finish(session)
+        except NonFiniteLossError:
+            session.store.finish()  # every rank is here; after any other failure the others cannot be waited for
+            raise
         finally:
             session.close()
         return ending

@@ -170,6 +170,19 @@ def _first_host(nodes: str) -> str:
     return answer.stdout.split()[0]
 
 
+def _device(launch: Launch) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise value_error(
+            "processes per node",
+            got=f"local rank {launch.local_rank}",
+            want=f"at most {torch.cuda.device_count()}, the number of visible GPUs",
+            fix="lower --nproc-per-node, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU",
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
 @contextlib.contextmanager
 def runtime(env: Mapping[str, str] | None = None) -> Iterator[Runtime]:
     """Join the other processes, if any, and leave them cleanly whatever happens inside.
@@ -178,11 +191,7 @@ def runtime(env: Mapping[str, str] | None = None) -> Iterator[Runtime]:
     """
     env = os.environ if env is None else env
     launch = resolve_launch(env)
-    device = (
-        torch.device("cuda", launch.local_rank % torch.cuda.device_count())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    device = _device(launch)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     owned = not dist.is_initialized()

@@ -210,8 +210,7 @@ class Session:
             )
 
     def close(self) -> None:
-        """Commit what is still being saved and let go of trackers and the bar."""
-        self.store.finish()
+        """Let go of trackers and the bar. Not collective: it also follows the failure of one rank."""
         for tracker in self.trackers:
             tracker.close()
         if self.progress is not None:

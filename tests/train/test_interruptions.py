@@ -14,14 +14,14 @@ import pytest
 from clipkit.train import load_run
 from tests.train import tiny
 
-STEPS = 160
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
 def config(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     settings = tiny.settings(data, folder / "whole", train__steps=STEPS)
-    settings["train"] = {"global_batch": 12, "steps": STEPS, "log_every": 1, "save_every": 20, "keep_last": 2}
+    settings["train"] = {"global_batch": 12, "steps": STEPS, "log_every": 1, "save_every": 10, "keep_last": 2}
     settings["model"]["overrides"]["vision.patch_dropout"] = 0.5
     settings["eval"] = {
         "retrieval": [{"name": "own", "data": str(data), "captions": str(data.parent / "captions.txt")}]
@@ -83,14 +83,14 @@ def test_sigterm_saves_exits_75_and_the_same_command_ends_bitwise_equal(config, 
 
 def test_sigkill_loses_no_more_than_the_steps_since_the_last_save(config, whole):
     out = config.parent / "killed"
-    cut = random.SystemRandom().randrange(21, STEPS - 20)
+    cut = random.SystemRandom().randrange(11, STEPS - 20)
     code, output = interrupt(config, out, signal.SIGKILL, cut)
     assert code == -signal.SIGKILL, output
     reached = (out / "metrics.jsonl").read_text().count('"train"')
     done = tiny.clipkit_train(config, "--out", str(out))
     assert done.returncode == 0, done.stderr
     resumed_from = int(done.stderr.split("resumed from")[1].split("step-")[1][:8])
-    assert resumed_from >= reached - 20 - 1, "a save every 20 steps; the last one may have been under way"
+    assert resumed_from >= reached - 10 - 1, "a save every 10 steps; the last one may have been under way"
     assert tiny.losses(out) == tiny.losses(whole[0])
 
 

@@ -67,8 +67,8 @@ def runs(data, tmp_path_factory):
         "two-accumulated": tree(data, base / "two-accumulated", accumulation=3),
         "sharded": tree(data, base / "sharded", parallel="fsdp2", save_every=3),
         "sharded-accumulated": tree(data, base / "sharded-accumulated", parallel="fsdp2", accumulation=2),
-        "broken-one": tree(broken, base / "broken-one", global_batch=4),
-        "broken-two": tree(broken, base / "broken-two", global_batch=4),
+        "broken-one": tree(broken, base / "broken-one", global_batch=4, seed=7),
+        "broken-two": tree(broken, base / "broken-two", global_batch=4, seed=7),
         "stopped": tree(data, base / "stopped", async_save=True, save_every=2),
         "sharded-16-bit": {**tree(data, base / "sharded-16-bit", parallel="fsdp2")},
         "sharded-fp16": {**tree(data, base / "sharded-fp16", parallel="fsdp2")},
@@ -110,7 +110,7 @@ def test_unequal_rows_per_rank_change_nothing(runs):
 
 
 def test_broken_samples_make_local_batches_unequal_or_empty_and_change_nothing(runs):
-    order = GlobalOrder(48, 4, seed=5)
+    order = GlobalOrder(48, 4, seed=7)
     halves = [half for step in range(STEPS) for half in order.ids(0, step).reshape(2, 2)]
     assert any((half % 3 == 0).all() for half in halves), "a rank without any row must be among the cases"
     assert_equal_runs(runs / "broken-two", runs / "broken-one")
