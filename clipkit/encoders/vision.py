@@ -65,8 +65,8 @@ class VisionTransformer(nn.Module):
             kept = sample_patches(count, grid**2, self.patch_dropout, pixels.device)
             rows = torch.arange(count, device=pixels.device).unsqueeze(1)
             patches = patches[rows, kept // grid, kept % grid]
-            positions = positions[kept]
-        patches = patches.reshape(count, -1 if count else grid**2, 3 * size * size)
+            positions = F.embedding(kept, positions)
+        patches = patches.reshape(count, positions.shape[-2], 3 * size * size)
         embedded = F.linear(patches, self.conv1.weight.flatten(1))
         embedded = embedded + positions.to(embedded.dtype)
         first = (self.class_embedding + self.positional_embedding[0]).to(embedded.dtype)

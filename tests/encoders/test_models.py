@@ -51,9 +51,13 @@ def test_forward_gives_unit_features_and_the_multiplier(name):
     assert "logit_bias" not in create_model(name)(pixels)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_an_empty_batch_gives_empty_features_and_a_zero_gradient_everywhere(name):
-    model = create_model(name)
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("vit-tiny-32px", {}), ("vit-tiny-32px", {"vision.patch_dropout": 0.5}), ("conv-tiny-32px", {})],
+    ids=["vit", "vit with patch dropout", "conv"],
+)
+def test_an_empty_batch_gives_empty_features_and_a_zero_gradient_everywhere(name, overrides):
+    model = create_model(name, **overrides).train()
     outputs = model(torch.zeros(0, 3, 32, 32), torch.zeros(0, 77, dtype=torch.int64))
     (outputs["image_features"].sum() + outputs["text_features"].sum() + 0 * outputs["logit_scale"]).backward()
     for parameter_name, parameter in model.named_parameters():
