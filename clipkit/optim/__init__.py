@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter groups and schedules."""
+"""Optimizers, parameter groups and schedules."""
 
-from clipkit.optim.groups import parameter_groups
+from clipkit.optim.groups import hidden_matrices, parameter_groups
+from clipkit.optim.muon import Muon
 from clipkit.optim.schedule import learning_rate
 
-__all__ = ["learning_rate", "parameter_groups"]
+__all__ = ["Muon", "hidden_matrices", "learning_rate", "parameter_groups"]

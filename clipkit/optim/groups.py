@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter groups: who is decayed, and who has a learning rate of its own."""
+"""Parameter groups: who is decayed, who has a learning rate of its own, and who is orthogonalised."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     lr_scale: float | None = None,
+    hidden: Iterable[nn.Parameter] = (),
+    lr_hidden: float | None = None,
 ) -> list[dict[str, Any]]:
     """Split trainable parameters into decayed matrices, undecayed vectors (biases, norms, ...), and logit scale/bias.
 
-    The last are a group of their own even at the same rate: under FSDP2 they are plain tensors among sharded ones,
+    `hidden` (see `hidden_matrices`) become a group of their own, marked "muon", with the rate `lr_hidden`. Scale and
+    bias are a group of their own even at the same rate: under FSDP2 they are plain tensors among sharded ones,
     and one fused optimizer call cannot mix the two. Each group keeps its peak rate in "peak_lr" (a schedule writes
     "lr") and its parameters' names in "names". Empty groups are left out.
     """
@@ -28,13 +31,32 @@ def parameter_groups(
         "decay": {"weight_decay": weight_decay, "peak_lr": lr},
         "no_decay": {"weight_decay": 0.0, "peak_lr": lr},
         "scale": {"weight_decay": 0.0, "peak_lr": lr if lr_scale is None else lr_scale},
+        "hidden": {"weight_decay": weight_decay, "peak_lr": lr if lr_hidden is None else lr_hidden, "muon": True},
     }
+    orthogonalised = {id(parameter) for parameter in hidden}
     for group in groups.values():
         group.update(params=[], names=[], lr=group["peak_lr"])
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        kind = "scale" if name.rpartition(".")[2] in SCALE_NAMES else "decay" if parameter.ndim >= 2 else "no_decay"
+        kind = "hidden" if id(parameter) in orthogonalised else _kind(name, parameter)
         groups[kind]["params"].append(parameter)
         groups[kind]["names"].append(name)
     return [{**group, "group": kind} for kind, group in groups.items() if group["params"]]
+
+
+def hidden_matrices(blocks: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The weight matrices inside a model's blocks. Kernels with one input channel (depthwise) are one small vector for
+    each channel, not a matrix, and are left out."""
+    return [
+        parameter
+        for block in blocks
+        for parameter in block.parameters()
+        if parameter.ndim >= 2 and parameter.shape[1] > 1
+    ]
+
+
+def _kind(name: str, parameter: nn.Parameter) -> str:
+    if name.rpartition(".")[2] in SCALE_NAMES:
+        return "scale"
+    return "decay" if parameter.ndim >= 2 else "no_decay"
