@@ -34,7 +34,7 @@ SINGLE_CONFIG = TileConfig(64, 128, 32, warps=8, stages=2)
 # The interpreter runs programs one after another: small tiles give small tests their tile boundaries.
 INTERPRETER_CONFIG = TileConfig(64, 64, 32, warps=4, stages=1, group=2)
 # Lines that must be computed again; see kernels/repair.py.
-REPAIR_CONFIG = TileConfig(32, 64, 32, warps=4, stages=2)
+REPAIR_CONFIG = TileConfig(32, 64, 16, warps=4, stages=2)
 
 
 def config_for(device: torch.device, dtype: torch.dtype) -> TileConfig:
