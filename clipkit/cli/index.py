@@ -59,13 +59,14 @@ def _check(dataset: Dataset) -> Counter[str]:
     from clipkit.data.records import BrokenSample
 
     def attempt(index: int) -> BrokenSample | None:
-        key = ""
         try:
             record = dataset.read(index)
-            key = record.key
+        except BrokenSample as broken:
+            return broken
+        try:
             decode_image(record.image_bytes)
         except BrokenSample as broken:
-            return BrokenSample(broken.reason, broken.shard or dataset.name, broken.key or key)
+            return BrokenSample(broken.reason, record.shard, record.key)
         return None
 
     counts: Counter[str] = Counter()

@@ -66,7 +66,7 @@ class CsvDataset:
         if len(image) > MAX_PICTURE_BYTES:
             raise BrokenSample("too many bytes", self.name, key)
         tags = [tag.strip() for tag in self._tags[index].split(",") if tag.strip()]
-        return Record(index, key, image, self._captions[index], {}, tags)
+        return Record(index, key, image, self._captions[index], {}, tags, self.name)
 
 
 def _separator(header: str, table: Path) -> str:

@@ -7,10 +7,12 @@ written), is believed only while the shard's size and time of change are those i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import stat
 import tempfile
 import zipfile
 from collections import Counter
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.fetch import default_cache
 from clipkit.data.packed import PackedStrings
-from clipkit.data.records import Problems
+from clipkit.data.records import Problems, printable
 from clipkit.data.tarscan import Damage, scan_tar
 
 VERSION = 2
@@ -98,7 +100,7 @@ def build_index(shard: Path) -> ShardIndex:
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     for item in scan_tar(shard):
         if isinstance(item, Damage):
-            problems.add(item.reason, f"{shard.name}: {_printable(item.where)}")
+            problems.add(item.reason, f"{shard.name}: {printable(item.where)}")
             continue
         folder, slash, base = item.name.rpartition("/")
         stem, _, extension = base.partition(".")
@@ -111,7 +113,7 @@ def build_index(shard: Path) -> ShardIndex:
         image = _picture(parts)
         caption, metadata = parts.get(_CAPTION, (-1, 0)), parts.get(_METADATA, (-1, 0))
         if image is None or (caption[0] < 0 and metadata[0] < 0):
-            problems.add("missing caption" if image else "missing picture", f"{shard.name}: {_printable(key)}")
+            problems.add("missing caption" if image else "missing picture", f"{shard.name}: {printable(key)}")
             continue
         keys.append(key)
         spans.append((image, caption, metadata))
@@ -128,6 +130,8 @@ def _picture(parts: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
 
 def _stamp(shard: Path) -> tuple[int, int, int]:
     status = shard.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")  # opening a pipe would wait forever
     return VERSION, status.st_size, status.st_mtime_ns
 
 
@@ -182,8 +186,3 @@ def _write_sidecar(path: Path, stamp: tuple[int, int, int], index: ShardIndex) -
     except OSError:
         return False
     return True
-
-
-def _printable(name: str) -> str:
-    """A member's name as a log may show it: no control characters, no half-decoded bytes, not endless."""
-    return name.encode("unicode_escape", "backslashreplace").decode("ascii")[:200]

@@ -164,7 +164,7 @@ class _Steps(TorchDataset[Batch]):
                 record = self._dataset.read(index)
                 pictures.append(self._square(record, epoch))
             except BrokenSample as broken:
-                skipped.append(Skipped(index, broken.reason, f"{broken.shard}: {broken.key}"))
+                skipped.append(Skipped(index, broken.reason, broken.where))
                 continue
             ids.append(index)
             words.append((record.caption, record.tags))
@@ -185,7 +185,7 @@ class _Steps(TorchDataset[Batch]):
         try:
             return self._transform.square(record.image_bytes, seed=self._seed, epoch=epoch, index=record.id)
         except BrokenSample as broken:
-            raise BrokenSample(broken.reason, self._dataset.name, record.key) from broken
+            raise BrokenSample(broken.reason, record.shard, record.key) from broken
 
     def _tokens(self, captions: list[str]) -> Tensor:
         # the tokenizer says how long its context is, also where every sample of the slice was broken

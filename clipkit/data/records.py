@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Record:
-    """One captioned picture as it lies on disk. `id` is dense: 0 to len(dataset) - 1."""
+    """One captioned picture as it lies on disk. `id` is dense: 0 to len(dataset) - 1; `shard` is the file it is in."""
 
     id: int
     key: str
@@ -19,6 +19,7 @@ class Record:
     caption: str
     metadata: dict[str, Any]
     tags: Sequence[str] = ()
+    shard: str = ""
 
 
 class BrokenSample(Exception):  # noqa: N818  (it names the sample's state; the caller skips it)
@@ -29,7 +30,12 @@ class BrokenSample(Exception):  # noqa: N818  (it names the sample's state; the 
         self.reason, self.shard, self.key = reason, shard, key
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.reason}"
+        return f"{self.where}: {self.reason}"
+
+    @property
+    def where(self) -> str:
+        """Shard and key, fit for a log."""
+        return f"{self.shard}: {printable(self.key)}"
 
 
 @dataclass
@@ -54,6 +60,11 @@ class Problems:
         for reason, names in other.examples.items():
             mine = self.examples.setdefault(reason, [])
             mine.extend(names[: self.EXAMPLES_PER_REASON - len(mine)])
+
+
+def printable(name: str) -> str:
+    """A name from a file as a log may show it: no control characters, no half-decoded bytes, not endless."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:200])
 
 
 class Dataset(Protocol):

@@ -69,7 +69,7 @@ class ShardDataset:
         caption = self._caption(number, shard_index, row, metadata)
         tags = metadata.get(self._tags_key)
         tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-        return Record(index, key, image, caption, metadata, tags)
+        return Record(index, key, image, caption, metadata, tags, self._shards[number].name)
 
     def close(self) -> None:
         """Close the shards that are open; a later read opens them again."""

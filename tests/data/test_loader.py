@@ -155,7 +155,7 @@ def test_broken_samples_are_counted_named_once_and_skipped(folder: Path, caplog:
     assert not {3, 17} & {index for batch in batches for index in batch.ids.tolist()}
     named = [message for message in caplog.messages if message.startswith("skipping sample")]
     assert len(named) == 2
-    assert any("s0003" in message for message in named)
+    assert any("00000.tar: s0003" in message for message in named)
 
 
 def test_many_broken_samples_do_not_flood_the_log(
