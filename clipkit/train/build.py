@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ import torch
 from torch import nn
 
 from clipkit.errors import value_error
-from clipkit.optim import parameter_groups
+from clipkit.optim import Muon, hidden_matrices, parameter_groups
 from clipkit.recipes import BaseRecipe, create_recipe
 from clipkit.train.checkpoint import CheckpointStore
-from clipkit.train.config import Config
+from clipkit.train.config import Config, OptimConfig
 from clipkit.train.metrics import check_trackers
 from clipkit.train.parallelize import wrap
 from clipkit.train.precision import Precision
@@ -87,7 +88,7 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
 
 def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.Module, total_steps: int) -> TrainStep:
     """Put a freshly built module on its device, wrap it, and give it an optimizer."""
-    train, optim = config.train, config.optim
+    train = config.train
     sharded = train.parallel == "fsdp2" and runtime.is_distributed
     precision = Precision(train.precision, runtime.device.type, autocast=not sharded)
     module.to(device=runtime.device, dtype=precision.weight_dtype)
@@ -100,11 +101,23 @@ def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.
     module.train()
     wrapped = wrap(module, model.blocks(), mode=train.parallel, runtime=runtime, low_dtype=precision.low_dtype)
     recipe.bind(wrapped, runtime.group)
-    groups = parameter_groups(
-        module.named_parameters(), lr=optim.lr, weight_decay=optim.weight_decay, lr_scale=optim.lr_scale
-    )
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    optimizer = _optimizer(config.optim, module, model.blocks())
     return TrainStep(recipe, wrapped, optimizer, config, runtime, precision=precision, total_steps=total_steps)
+
+
+def _optimizer(settings: OptimConfig, module: nn.Module, blocks: Sequence[nn.Module]) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        module.named_parameters(),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        lr_scale=settings.lr_scale,
+        hidden=hidden_matrices(blocks) if settings.name == "muon" else (),
+        lr_hidden=settings.muon.lr,
+    )
+    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "muon":
+        return Muon(groups, **common, momentum=settings.muon.momentum, iterations=settings.muon.iterations)
+    return torch.optim.AdamW(groups, **common, fused=True)
 
 
 def check_sources(config: Config) -> None:

@@ -101,15 +101,29 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW. `lr_scale` is logit_scale's and logit_bias's own peak rate (default: `lr`); `grad_clip` a global norm."""
+class MuonConfig:
+    """Muon for the matrices inside the blocks; see `clipkit.optim.Muon`. `lr` is their peak rate."""
 
+    lr: float = 0.02
+    momentum: float = 0.95
+    iterations: int = 5
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW; or, with `name: muon`, Muon for the matrices inside the blocks and AdamW for everything else.
+
+    `lr_scale` is logit_scale's and logit_bias's own peak rate (default: `lr`); `grad_clip` a global norm.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     grad_clip: float | None = None
     lr_scale: float | None = None
+    muon: MuonConfig = field(default_factory=MuonConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
@@ -238,6 +252,8 @@ def _check(config: Config) -> None:
         "eval.batch_size": (config.eval.batch_size, 1),
         "optim.lr": (optim.lr, 0),
         "optim.weight_decay": (optim.weight_decay, 0),
+        "optim.muon.lr": (optim.muon.lr, 0),
+        "optim.muon.iterations": (optim.muon.iterations, 1),
         "optim.schedule.warmup_steps": (optim.schedule.warmup_steps, 0),
         "optim.schedule.lr_min": (optim.schedule.lr_min, 0),
     }
@@ -246,6 +262,8 @@ def _check(config: Config) -> None:
             raise value_error(name, got=value, want=f"at least {low}", fix="raise it")
     if optim.grad_clip is not None and not optim.grad_clip > 0:
         raise value_error("optim.grad_clip", got=optim.grad_clip, want="more than 0", fix="use null for no clipping")
+    if not 0 <= optim.muon.momentum < 1:
+        raise value_error("optim.muon.momentum", got=optim.muon.momentum, want="in [0, 1)", fix="0.95 is usual")
     if any(not 0 <= beta < 1 for beta in optim.betas):
         raise value_error("optim.betas", got=list(optim.betas), want="two numbers in [0, 1)", fix="correct them")
     if not 0 <= config.loss.label_smoothing < 1:

@@ -12,7 +12,10 @@ from torch import nn
 from clipkit.encoders import create_model
 from clipkit.optim import Muon, hidden_matrices, parameter_groups
 from clipkit.optim.muon import orthogonalise
+from clipkit.train import parse_config
+from clipkit.train import train as train_run
 from clipkit.train.state import _materialise
+from tests.train import tiny
 
 
 def small() -> nn.Module:
@@ -126,3 +129,21 @@ def test_vectors_and_no_iterations_are_refused():
         Muon([{"params": [nn.Parameter(torch.zeros(3))], "muon": True}])
     with pytest.raises(ValueError, match="iterations"):
         Muon([{"params": [nn.Parameter(torch.zeros(3, 3))], "muon": True}], iterations=0)
+
+
+def test_a_run_goes_on_bitwise_from_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipkit.report.write_report", lambda run, *_: run / "report.html")
+    data = tiny.build_set(tmp_path)
+
+    def run(out: str, steps: int) -> dict[str, torch.Tensor]:
+        tree = tiny.settings(data, tmp_path / out, train__steps=steps)
+        tree["optim"] = {"name": "muon", "lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 2}}
+        train_run(parse_config(tree))
+        return tiny.checkpoint_tensors(tmp_path / out, steps)
+
+    whole = run("whole", 5)
+    run("parts", 3)
+    parts = run("parts", 5)
+    assert any(name.endswith(".momentum") for name in whole)
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
