@@ -101,7 +101,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [9_000, 40_000, 2**31 - 1])
+@pytest.mark.parametrize("side", [8_193, 40_000, 2**31 - 1])
 def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
     content = bomb(side, side)
     tracemalloc.start()
@@ -109,7 +109,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
         decode_image(content)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert caught.value.reason in ("too many pixels", "undecodable picture")
+    assert caught.value.reason == "too many pixels"
     assert peak < 4 << 20
 
 

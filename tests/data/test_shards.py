@@ -183,6 +183,9 @@ def test_a_shard_that_changes_under_a_reader_is_a_broken_sample(tmp_path: Path) 
     with pytest.raises(BrokenSample, match="changed"):
         dataset.read(7)
     assert dataset.read(0).caption == "caption 0"
+    os.truncate(tmp_path / "00000.tar", 100)
+    with pytest.raises(BrokenSample, match="truncated tar"):
+        dataset.read(1)
 
 
 @pytest.mark.parametrize("content", [b"", b"noise", b"PK\x03\x04" + b"x" * 100])

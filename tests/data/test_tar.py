@@ -91,6 +91,16 @@ def test_links_devices_and_folders_are_not_members(tmp_path: Path) -> None:
     assert reasons == ["link in tar"] * 2 + ["device in tar"] * 3
 
 
+def test_a_hard_link_with_a_size_has_no_bytes(tmp_path: Path) -> None:
+    """Some writers put the size of the linked file into the link's header."""
+    link, real = tarfile.TarInfo("hard.png"), tarfile.TarInfo("real.png")
+    link.type, link.linkname, link.size = tarfile.LNKTYPE, "real.png", 5000
+    real.size = 3
+    body = b"yes".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(link.tobuf() + real.tobuf() + body + bytes(1024))
+    assert list(scan_tar(tmp_path / "a.tar")) == [Damage("link in tar", "hard.png"), Member("real.png", 1024, 3)]
+
+
 def test_sparse_files_are_not_members(tmp_path: Path) -> None:
     header = tarfile.TarInfo("holes.png")
     header.pax_headers = {"GNU.sparse.major": "1"}
