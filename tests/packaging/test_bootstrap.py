@@ -112,6 +112,10 @@ def test_no_disk_is_said_before_the_download(bootstrap, tmp_path):
     [
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("NewConnectionError: Failed to establish a new connection", "no package index answers"),
+        (
+            "Could not find a version that satisfies the requirement uv (from versions: none)",
+            "no package index answers",
+        ),
         ("SSLError(SSLCertVerificationError: CERTIFICATE_VERIFY_FAILED", "certificate"),
         ("[Errno 13] Permission denied: '/usr/lib/python3'", "not writable"),
         ("something else", "the reason is above"),
