@@ -86,14 +86,11 @@ def advice(words: str) -> str:
     """What to do about a failed installation, from what the installer said."""
     if re.search(r"No space left|Errno 28", words):
         return "the disk is full: free some gigabytes (or set CLIPKIT_VENV to a folder elsewhere) and run this again"
-    if re.search(
-        r"NewConnectionError|NameResolutionError|ConnectTimeout|Temporary failure|Max retries|Network is", words
-    ):
-        return (
-            "no package index answers: check the network (or HTTPS_PROXY, or pip's index settings) and run this again"
-        )
     if re.search(r"CERTIFICATE_VERIFY_FAILED|SSLError", words):
         return "the package index's certificate is not trusted here: set PIP_CERT to your organisation's bundle"
+    # "from versions: none" is all that a quiet pip says when its index cannot be reached.
+    if re.search(r"NewConnectionError|NameResolution|Temporary failure|Max retries|from versions: none", words):
+        return "no package index answers: check the network, HTTPS_PROXY or pip's settings, and run this again"
     if "Permission denied" in words:
         return "the environment is not writable: deactivate it (a .venv is then made here) or make one of your own"
     return "installation failed, the reason is above; fix it and run this again (what is done is not done twice)"
