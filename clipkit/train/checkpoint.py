@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipkit.errors import value_error
 from clipkit.train.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def load_newest(
     unreadable files make it go on with the next older one.
 
     Raises:
-        RuntimeError: there are candidates and none could be read.
+        ValueError: there are candidates and none could be read.
     """
     chosen = runtime.share([(str(checkpoint.path), checkpoint.step) for checkpoint in candidates])
     assert isinstance(chosen, list)
@@ -172,7 +173,12 @@ def load_newest(
         )
     if chosen:
         names = ", ".join(Path(path).name for path, _ in chosen)
-        raise RuntimeError(f"none of the checkpoints {names} could be read; delete them or start with --resume never")
+        raise value_error(
+            "checkpoints",
+            got=f"{names}, none of which can be read (see above)",
+            want="one that can",
+            fix="restore one, or start anew with --resume never",
+        )
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -118,18 +118,20 @@ def gradients(parameters: Iterable[nn.Parameter]) -> tuple[list[Tensor], list[Te
 
 @torch.no_grad()
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], max_norm: float | None, group: dist.ProcessGroup | None
+    parameters: Sequence[nn.Parameter], max_norm: float | None, group: dist.ProcessGroup | None
 ) -> Tensor:
     """Scale all gradients so that their global L2 norm is at most `max_norm`; returns the norm before that, 0-D.
 
     Counts each shard once and each replicated parameter once, so DDP, FSDP2 and one process agree.
     """
     sharded, replicated = gradients(parameters)
-    squares = torch.nn.utils.get_total_norm(replicated).square() if replicated else torch.zeros(())
-    if any(isinstance(parameter.grad, DTensor) for parameter in parameters):
-        own = torch.nn.utils.get_total_norm(sharded).square().to(squares.device)
-        dist.all_reduce(own, group=group)
-        squares = squares + own
+    squares = torch.zeros((), device=parameters[0].device)
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        # also from a rank that holds no part of any of them: the others wait for it
+        squares = squares + torch.nn.utils.get_total_norm(sharded).square()
+        dist.all_reduce(squares, group=group)
+    if replicated:
+        squares = squares + torch.nn.utils.get_total_norm(replicated).square()
     norm = squares.sqrt()
     if max_norm is not None:
         torch._foreach_mul_(sharded + replicated, (max_norm / (norm + 1e-6)).clamp(max=1.0))

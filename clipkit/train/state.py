@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.errors import value_error
-from clipkit.train.config import Config
+from clipkit.train.config import Config, parse_config
 from clipkit.train.typed import to_plain
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 # A run that changed one of these would not be the same run: other data order, other objective, other weights.
-_FIXED = ("train.global_batch", "train.seed", "model.name", "model.overrides", "recipe.name", "loss.name")
+_FIXED = ("train.global_batch", "train.seed", "model.name", "model.overrides", "recipe.name", "loss.name", "optim.name")
 
 
 @dataclass
@@ -98,7 +98,8 @@ def check_resumable(state: Mapping[str, Any], config: Config, *, fingerprint: st
             want=f"format {FORMAT}",
             fix="resume with the clipkit version that wrote it",
         )
-    old, new = flat_settings(state["config"]), flat_settings(to_plain(config))
+    # parsed anew: a setting that a newer clipkit added has its default in an old checkpoint too
+    old, new = flat_settings(to_plain(parse_config(state["config"]))), flat_settings(to_plain(config))
     changed = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
     for fixed in _FIXED:
         for key, (before, after) in changed.items():

@@ -103,7 +103,7 @@ def test_if_none_can_be_read_that_is_an_error(tmp_path):
     def refuse(_):
         raise OSError("no disk")
 
-    with pytest.raises(RuntimeError, match="step-00000010"):
+    with pytest.raises(ValueError, match="step-00000010"):
         load_newest(complete_checkpoints(tmp_path), Runtime(), refuse)
 
 

@@ -14,6 +14,8 @@ import pytest
 from clipkit.train import load_run
 from tests.train import tiny
 
+pytestmark = pytest.mark.slow
+
 STEPS = 100
 
 

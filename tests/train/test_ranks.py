@@ -16,6 +16,8 @@ from clipkit.train import Ending, parse_config, train
 from clipkit.train.session import Session
 from tests.train import tiny
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 TOLERANCE = 1e-9  # float64; sums in another order, through six AdamW steps
 

@@ -180,6 +180,7 @@ def test_resume_from_an_earlier_step_leaves_no_later_history(data, tmp_path):
         ({"train__seed": 6}, "train.seed"),
         ({"model__overrides": {**tiny.MODEL, "vision.width": 24}}, "model.overrides.vision.width"),
         ({"loss__name": "siglip"}, "loss.name"),
+        ({"optim__name": "muon"}, "optim.name"),
     ],
 )
 def test_resume_refuses_another_run(data, finished, tmp_path, changes, words):
