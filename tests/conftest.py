@@ -3,32 +3,16 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import pytest
-import torch
 
-_TORCHVISION_OPERATORS: list[torch.library.Library] = []
-
-
-def _let_torchvision_import() -> None:
-    """torchvision's wheel on PyPI is built for CUDA; beside a CPU-only torch its import stops at two missing operators.
-
-    Declaring them is enough for the Python parts, which are all that open_clip and timm need.
-    """
-    if torch.version.cuda is not None or _TORCHVISION_OPERATORS:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _TORCHVISION_OPERATORS.append(library)
+from bench.peers import import_peer
 
 
 def _peer(name: str) -> ModuleType:
     try:
-        _let_torchvision_import()
-        return importlib.import_module(name)
+        return import_peer(name)
     except Exception as error:
         pytest.skip(
             f"{name} does not import here ({type(error).__name__}: {error}); the comparison with it is left out"
@@ -45,9 +29,3 @@ def open_clip() -> ModuleType:
 def timm_vision_transformer() -> ModuleType:
     """timm.models.vision_transformer, or a visible skip where it does not import."""
     return _peer("timm.models.vision_transformer")
-
-
-@pytest.fixture(scope="session")
-def transformers() -> ModuleType:
-    """Hugging Face transformers, or a visible skip where it does not import."""
-    return _peer("transformers")
