@@ -21,7 +21,7 @@ from clipkit.train.metrics import MetricsFile, Tracker, flatten
 from clipkit.train.parallelize import replica, unwrap
 from clipkit.train.progress import Progress
 from clipkit.train.runtime import Runtime
-from clipkit.train.signals import StopRequest
+from clipkit.train.signals import StopRequest, unheard_by_children
 from clipkit.train.state import Position, check_resumable, plain_state, training_tensors
 from clipkit.train.step import StepResult, TrainStep
 
@@ -63,9 +63,13 @@ class Session:
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's rows of each global batch from the current step on, on the device, in the weights' precision."""
         dtype = self.train_step.precision.weight_dtype
-        for batch in self.loader.batches(self.position.step):
+        source = self.loader.batches(self.position.step)
+        with unheard_by_children():  # the first batch is what starts the data workers
+            batch = next(source)
+        while True:
             moved = batch.to(self.runtime.device)
             yield moved if moved.pixels.dtype == dtype else replace(moved, pixels=moved.pixels.to(dtype))
+            batch = next(source)
 
     # Checkpoints
 

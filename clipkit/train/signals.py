@@ -15,6 +15,7 @@ from clipkit.train.runtime import Runtime
 log = logging.getLogger(__name__)
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+_FOR_ALL_PROCESSES = tuple(number for number in _SIGNALS if number != signal.SIGINT)  # workers ignore that one
 
 
 class StopRequest:
@@ -35,6 +36,22 @@ class StopRequest:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
+
+
+@contextmanager
+def unheard_by_children() -> Iterator[None]:
+    """Processes started inside never get SIGTERM and SIGUSR1; for this one they wait until the end of the block.
+
+    Schedulers signal every process of a job. A data worker that dies of it takes the batch along that the save needs.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL_PROCESSES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

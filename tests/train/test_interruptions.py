@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -38,10 +39,14 @@ def whole(config):
     return config.parent / "whole", done
 
 
-def interrupt(config, out, number, after_steps):
-    """Start the command, send it a signal once it has logged that many steps, and return its exit code."""
+def interrupt(config, out, number, after_steps, *settings, everybody=False):
+    """Start the command, send it (or all its processes) a signal once it has logged that many steps.
+
+    Returns the exit code and the output.
+    """
     process = subprocess.Popen(
-        tiny.command(config, "--out", str(out)),
+        tiny.command(config, "--out", str(out), *settings),
+        start_new_session=True,
         env=tiny.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,7 +54,7 @@ def interrupt(config, out, number, after_steps):
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.exists() and metrics.read_text().count('"train"') >= after_steps:
-            process.send_signal(number)
+            (os.killpg if everybody else os.kill)(process.pid, number)
             break
         time.sleep(0.002)
     output, _ = process.communicate(timeout=120)
@@ -94,6 +99,13 @@ def test_sigkill_loses_no_more_than_the_steps_since_the_last_save(config, whole)
     resumed_from = int(done.stderr.split("resumed from")[1].split("step-")[1][:8])
     assert resumed_from >= reached - 10 - 1, "a save every 10 steps; the last one may have been under way"
     assert tiny.losses(out) == tiny.losses(whole[0])
+
+
+def test_a_signal_to_every_process_of_the_job_does_not_take_the_data_workers_away(config):
+    """As scancel and many batch systems send it."""
+    out = config.parent / "everybody"
+    code, output = interrupt(config, out, signal.SIGTERM, 30, "--set", "data.workers=2", everybody=True)
+    assert code == 75, output
 
 
 def test_torchrun_ranks_stop_together_and_go_on(config, whole):
