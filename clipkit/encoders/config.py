@@ -15,7 +15,7 @@ from clipkit.errors import value_error
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_VOCAB_SIZE = 49408
-ACTIVATIONS = ("gelu", "quick_gelu")
+ACTIVATIONS = ("gelu", "quick_gelu", "relu")
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
 Triple = tuple[float, float, float]

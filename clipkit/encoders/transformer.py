@@ -65,7 +65,7 @@ class QuickGELU(nn.Module):
 
 def activation(name: str) -> nn.Module:
     """The module of an activation's configuration name."""
-    return QuickGELU() if name == "quick_gelu" else nn.GELU()
+    return {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU}[name]()
 
 
 class LayerNorm(nn.LayerNorm):

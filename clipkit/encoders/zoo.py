@@ -41,8 +41,8 @@ _SMALL = {
         TextConfig(width=384, heads=6, layers=6),
     ),
     "conv-tiny-32px": CLIPConfig(
-        128,
-        ConvConfig(),
+        256,
+        ConvConfig(widths=(32, 96, 192), activation="relu"),
         TextConfig(width=128, heads=4, layers=2, vocab_size=8192),
     ),
 }

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkit.encoders import CLIP, CLIPConfig, TextConfig, VisionConfig
 from clipkit.encoders.transformer import QuickGELU, ResidualBlock
+
+_ACTIVATIONS = {QuickGELU: lambda y: y * torch.sigmoid(1.702 * y), nn.GELU: F.gelu, nn.ReLU: lambda y: y.clamp_min(0)}
 
 TINY = CLIPConfig(
     16,
@@ -75,5 +77,5 @@ def _block(block: ResidualBlock, x: Tensor, mask: Tensor | None) -> Tensor:
     x = x + y @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
     y = F.layer_norm(x, (width,), block.ln_2.weight, block.ln_2.bias, block.ln_2.eps)
     y = y @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
-    y = y * torch.sigmoid(1.702 * y) if isinstance(block.mlp.activation, QuickGELU) else F.gelu(y)
+    y = _ACTIVATIONS[type(block.mlp.activation)](y)
     return x + y @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias

@@ -172,7 +172,7 @@ def test_overrides_are_dotted_or_flat():
         ("vit-tiny-32px", {"image_size": 30}, "vision.image_size: got 30; want a multiple of patch_size = 4"),
         ("vit-tiny-32px", {"vision.layers": 0}, "vision.layers: got 0; want a whole number >= 1"),
         ("vit-tiny-32px", {"text.heads": 5}, "text.width: got 128; want a multiple of heads = 5"),
-        ("vit-tiny-32px", {"vision.activation": "relu"}, "vision.activation: got 'relu'"),
+        ("vit-tiny-32px", {"vision.activation": "swish"}, "vision.activation: got 'swish'"),
         ("conv-tiny-32px", {"depths": [1]}, "vision.depths: got 1 depths for 3 widths"),
         ("conv-tiny-32px", {"vision.image_size": 36}, "vision.image_size: got 36; want a multiple of total stride = 8"),
         ("conv-tiny-32px", {"kernel_size": 4}, "vision.kernel_size: got 4; want an odd number"),

@@ -15,7 +15,7 @@ PIXELS = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generato
 
 
 @pytest.mark.parametrize("pool", ["tok", "avg"])
-@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "relu"])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_features_equal_the_obvious_computation(pool, activation, pre_norm):
     model = tiny_model(**{"vision.pool": pool, "vision.activation": activation, "vision.pre_norm": pre_norm})
