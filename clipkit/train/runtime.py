@@ -153,7 +153,7 @@ def _checked(launch: Launch, rank_name: str, world_name: str) -> Launch:
     return launch
 
 
-def _rendezvous(launch: Launch, env: Mapping[str, str]) -> str:
+def rendezvous(launch: Launch, env: Mapping[str, str]) -> str:
     """torch's init_method. Slurm names the nodes but no port: derive one from the job id, equal on every task."""
     if launch.source == "torchrun":
         return "env://"
@@ -201,7 +201,7 @@ def runtime(env: Mapping[str, str] | None = None) -> Iterator[Runtime]:
     if owned:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=_rendezvous(launch, env),
+            init_method=rendezvous(launch, env),
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=_INIT_TIMEOUT,

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+
 import pytest
 
-from clipkit.train.runtime import Launch, resolve_launch
+from clipkit.train.runtime import Launch, rendezvous, resolve_launch
+from tests.train import tiny
 
 TORCHRUN = {
     "RANK": "3",
@@ -64,3 +68,30 @@ def test_impossible_rank_is_refused():
 def test_mpirun_is_refused_instead_of_training_the_same_run_n_times():
     with pytest.raises(ValueError, match="torchrun"):
         resolve_launch({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"})
+
+
+def test_slurm_tasks_meet_on_the_first_node_at_a_port_of_the_job():
+    launch = resolve_launch(SLURM)
+    assert rendezvous(launch, {**SLURM, "SLURM_STEP_NODELIST": "node7"}) == "tcp://node7:15007"
+    assert rendezvous(launch, {**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}) == "tcp://head:1234"
+    assert rendezvous(resolve_launch(TORCHRUN), TORCHRUN) == "env://"
+
+
+def test_slurm_tasks_join_without_torchrun(data, tmp_path):
+    """Two processes with the variables that srun sets, and nothing else."""
+    settings = tiny.settings(data, tmp_path / "run", train__parallel="ddp")
+    settings["train"] = {"global_batch": 12, "steps": 3}
+    config = tiny.write_config(tmp_path / "config.yaml", settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {**tiny.environment(), **SLURM, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            tiny.command(config), env={**env, "SLURM_PROCID": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    messages = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], messages
+    assert "rank 0 of 2 (slurm)" in messages[0]

@@ -83,6 +83,12 @@ def test_resume_is_bitwise_from_any_step(data, finished, tmp_path, monkeypatch, 
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_activation_checkpointing_changes_nothing(data, finished, tmp_path):
+    run(data, tmp_path / "run", model__grad_checkpointing=True)
+    found, wanted = tiny.losses(tmp_path / "run"), tiny.losses(finished)
+    assert all(loss == pytest.approx(wanted[step], rel=1e-5) for step, loss in found.items())
+
+
 @pytest.mark.parametrize("changes", [{"train__accumulation": 3}, {"data__workers": 2}, {"train__async_save": True}])
 def test_resume_is_bitwise_with_accumulation_workers_and_async_saving(data, tmp_path, monkeypatch, changes):
     overrides = {**tiny.MODEL, "vision.patch_dropout": 0.5}
