@@ -107,6 +107,24 @@ def check_vector(argument: str, vector: Tensor, length: int, like: Tensor) -> No
         )
 
 
+def as_integers(argument: str, values: Tensor) -> Tensor:
+    """`values` as an int64 vector.
+
+    Raises:
+        TypeError: no tensor, no integers, or not one-dimensional.
+    """
+    if not isinstance(values, Tensor):
+        raise type_error(argument, got=f"a {type(values).__name__}", want="an integer tensor", fix="make it a tensor")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool or values.dim() != 1:
+        raise type_error(
+            argument,
+            got=f"{values.dtype} of shape {tuple(values.shape)}",
+            want="integers in one dimension",
+            fix="pass an int64 vector",
+        )
+    return values.long()
+
+
 def readable(values: Tensor) -> bool:
     """Whether values may be looked at: reading a device's would wait for it, reading a traced tensor's would break the
     graph.

@@ -37,7 +37,7 @@ def gd_loss(
     teacher_text: Tensor,
     teacher_scale: Tensor | float,
     *,
-    form: Literal["symmetric", "four_term"] = "symmetric",
+    form: Literal["symmetric", "four_term", "four-term"] = "symmetric",
     group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -70,6 +70,7 @@ def gd_loss(
     check_pair(
         student_image=student_image, student_text=student_text, teacher_image=teacher_image, teacher_text=teacher_text
     )
+    form = form.replace("-", "_")  # type: ignore[assignment]
     check_choice("form", form, ("symmetric", "four_term"))
     image, text, to_image, to_text = common_type(student_image, student_text, teacher_image, teacher_text)
     scale = as_scalar("student_scale", student_scale, image)

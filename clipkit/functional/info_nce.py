@@ -14,8 +14,16 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
-from clipkit.errors import type_error, value_error
-from clipkit.functional._checks import as_scalar, check_features, check_nonempty, check_same, common_type, readable
+from clipkit.errors import value_error
+from clipkit.functional._checks import (
+    as_integers,
+    as_scalar,
+    check_features,
+    check_nonempty,
+    check_same,
+    common_type,
+    readable,
+)
 from clipkit.functional._ops import accumulation, loss_op, nothing, register_unit_gradients, wants_gradient
 from clipkit.functional._products import Products
 from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks
@@ -37,7 +45,7 @@ def info_nce(
         queries: this rank's queries [n, d].
         keys: this rank's keys [m, d]; every query is compared with the keys of every rank.
         scale: the multiplier of the inner products: a float, a 0-D or a [1] tensor.
-        labels: int64 [n], the key of each query as an index into this rank's own keys; None means query i belongs to
+        labels: integers [n], the key of each query as an index into this rank's own keys; None means query i belongs to
             key i.
         key_grad: False treats keys as constants.
         group: the process group whose keys are compared; None for this process alone.
@@ -125,9 +133,7 @@ def _check_labels(labels: Tensor | None, queries: Tensor, keys: Tensor) -> Tenso
                 fix="pass labels, or at least as many keys as queries",
             )
         return torch.arange(count, device=queries.device)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        got = str(labels.dtype) if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
-        raise type_error("labels", got=got, want="an int64 tensor [n]", fix="convert with .long()")
+    labels = as_integers("labels", labels)
     if labels.shape != (count,) or labels.device != queries.device:
         raise value_error(
             "labels",

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
-from clipkit.errors import type_error, value_error
+from clipkit.errors import value_error
 from clipkit.functional._checks import (
+    as_integers,
     check_choice,
     check_features,
     check_nonempty,
@@ -47,9 +48,9 @@ def linear_bce_with_logits(
         input: this rank's rows [n, d].
         weight: the classifier [V, d], the same on every rank.
         bias: [V], or None.
-        target_offsets: int64 [n + 1]; the positives of row i are target_indices[target_offsets[i] : target_offsets[i +
+        target_offsets: integers [n + 1]; the positives of row i are target_indices[target_offsets[i] : target_offsets[i +
             1]].
-        target_indices: int64, labels in [0, V); a label listed twice in a row counts once.
+        target_indices: integers, labels in [0, V); a label listed twice in a row counts once.
         reduction: "batch_mean" sums over labels and averages over the global batch (CatLIP's), "mean" also divides by
             V, "sum" does neither.
         group: the process group that shares the batch; None for this process alone.
@@ -71,6 +72,10 @@ def linear_bce_with_logits(
     if bias is None:
         bias = weight.new_zeros(weight.shape[0])
     check_vector("bias", bias, weight.shape[0], input)
+    target_offsets, target_indices = (
+        as_integers(name, values)
+        for name, values in (("target_offsets", target_offsets), ("target_indices", target_indices))
+    )
     _check_targets(target_offsets, target_indices, input.shape[0], weight.shape[0])
     features, classes, offset = common_type(input, weight, bias)
     want = wants_gradient(features, classes, offset)
@@ -133,10 +138,6 @@ register_unit_gradients(_linear_bce)
 
 
 def _check_targets(offsets: Tensor, indices: Tensor, rows: int, labels: int) -> None:
-    for name, values in (("target_offsets", offsets), ("target_indices", indices)):
-        if not isinstance(values, Tensor) or values.dtype != torch.int64 or values.dim() != 1:
-            got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise type_error(name, got=got, want="an int64 tensor of one dimension", fix="convert with .long()")
     if offsets.numel() != rows + 1:
         raise value_error(
             "target_offsets", got=f"{offsets.numel()} entries", want=f"n + 1 = {rows + 1}", fix="pass CSR row offsets"

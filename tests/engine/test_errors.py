@@ -95,9 +95,9 @@ MISTAKES = [
         "target_indices: got values from 1 to 5",
     ),
     (
-        lambda: clipkit.linear_bce_with_logits(ROWS, WEIGHT, None, OFFSETS.int(), LABELS),
+        lambda: clipkit.linear_bce_with_logits(ROWS, WEIGHT, None, OFFSETS.float(), LABELS),
         TypeError,
-        "target_offsets: got torch.int32",
+        "target_offsets: got torch.float32",
     ),
 ]
 

@@ -145,6 +145,11 @@ def test_fd_units():
     close(clipkit.fd_loss(student, teacher, teacher, teacher, reduction="element"), 0.4)
 
 
+def test_gd_form_may_be_spelt_with_a_hyphen():
+    arguments = (IMAGE, TEXT, 3.0, TEXT, IMAGE, 5.0)
+    assert torch.equal(clipkit.gd_loss(*arguments, form="four-term"), clipkit.gd_loss(*arguments, form="four_term"))
+
+
 def test_gd_of_scales():
     close(clipkit.gd_loss(EYE2, EYE2, 3.0, EYE2, EYE2, 5.0), 0.04736139353325826)
     close(clipkit.gd_loss(EYE2, EYE2, 3.0, EYE2, EYE2, 3.0), 0.0)
