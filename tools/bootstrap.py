@@ -36,7 +36,7 @@ VERBS = {
     "demo": ["train"],
     "test": ["train", "test"],
     "test-gpu": ["train", "test"],
-    "bench": ["train", "test"],
+    "bench": ["train", "test", "bench"],
     "lint": ["train", "test"],
     "type": ["train", "test"],
     "format": ["train", "test"],
@@ -287,7 +287,7 @@ def lint(env: Environment) -> None:
 
 
 def check_types(env: Environment) -> None:
-    env.run("-m", "mypy", "clipkit", "kernels", "tools", "setup.py")
+    env.run("-m", "mypy", "clipkit", "kernels", "bench", "tools", "setup.py")
 
 
 def test(env: Environment, arguments: list) -> None:
@@ -321,7 +321,7 @@ def main() -> int:
         elif options.verb == "test-gpu":
             env.run("-m", "pytest", "-ra", "tests/gpu", *options.arguments)
         elif options.verb == "bench":
-            env.run("bench/loss_scaling.py", *options.arguments)
+            env.run("-m", "bench.loss_scaling", *options.arguments)
         elif options.verb == "lint":
             lint(env)
         elif options.verb == "type":

@@ -48,8 +48,8 @@ def linear_bce_with_logits(
         input: this rank's rows [n, d].
         weight: the classifier [V, d], the same on every rank.
         bias: [V], or None.
-        target_offsets: integers [n + 1]; the positives of row i are target_indices[target_offsets[i] : target_offsets[i +
-            1]].
+        target_offsets: integers [n + 1]; the positives of row i are target_indices[target_offsets[i] : target_offsets[i
+            + 1]].
         target_indices: integers, labels in [0, V); a label listed twice in a row counts once.
         reduction: "batch_mean" sums over labels and averages over the global batch (CatLIP's), "mean" also divides by
             V, "sum" does neither.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collectives whose names changed: torch 2.13 deprecates `*_tensor` for `*_single`, torch 2.9 has only the former."""
+"""The collectives whose names changed: torch 2.13 deprecates `*_tensor` for `*_single`, torch 2.9 has only the
+former.
+"""
 
 from __future__ import annotations
 

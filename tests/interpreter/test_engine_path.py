@@ -11,6 +11,12 @@ from tests.interpreter import interpreter_worker as worker
 pytest.importorskip("triton", reason="triton is not installed: pip install 'clipkit-torch[triton]'")
 
 
+@pytest.fixture(scope="module")
+def pool():
+    with worker.start() as executor:
+        yield executor
+
+
 def clip_on(backend: str, dtype: str, rows: int) -> list[list[float]]:
     """Loss and gradients, as plain numbers, of the clip loss on a named backend (float64 for backend "torch")."""
     import clipkit
@@ -25,8 +31,7 @@ def clip_on(backend: str, dtype: str, rows: int) -> list[list[float]]:
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("float16", 1e-3)])
 @pytest.mark.parametrize("rows", [1, 70])
-def test_clip_loss_on_the_triton_backend_equals_float64(dtype, tolerance, rows):
-    with worker.start() as pool:
-        ours, truth = (pool.submit(clip_on, backend, dtype, rows).result() for backend in ("triton", "torch"))
+def test_clip_loss_on_the_triton_backend_equals_float64(pool, dtype, tolerance, rows):
+    ours, truth = (pool.submit(clip_on, backend, dtype, rows).result() for backend in ("triton", "torch"))
     for actual, expected in zip(map(torch.tensor, ours), map(torch.tensor, truth), strict=True):
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
