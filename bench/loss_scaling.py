@@ -154,7 +154,7 @@ def main() -> None:
         print(f"wrote {path}")
         result = json.loads(path.read_text())
     stamp = result["environment"]
-    draw(result["rows"], f"d = 512, fp32, {stamp['device']}, torch {stamp['torch']}, commit {stamp['commit'][:9]}")
+    draw(result["rows"], f"d = 512, fp32, {stamp['device']}, torch {stamp['torch']}, commit {str(stamp['commit'])[:9]}")
     print(f"drew {FIGURE}")
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,23 +16,23 @@ from typing import Any
 import torch
 
 import clipkit
+from clipkit.machine import commit, processor
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict[str, Any]:
     """Device, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, cwd=RESULTS.parent)
     return {
         "date": datetime.date.today().isoformat(),
         "device": device_name(),
+        "cpu": processor()[0],
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "clipkit": clipkit.__version__,
-        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "commit": commit(),
     }
 
 

@@ -18,6 +18,9 @@ VERBS = {
     "doctor": "say which backends work here, and why others do not",
 }
 
+_TRAINER_PACKAGES = ("PIL", "yaml", "safetensors", "tokenizers", "ftfy", "regex", "resvg_py")
+"""What the [train] extra installs: one line tells who lacks it."""
+
 _USAGE_EXIT_CODE = 2
 
 
@@ -41,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser(verb).parse_args(arguments)
     try:
         return int(options.run(options))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _TRAINER_PACKAGES:
+            raise
+        print(f"clipkit {verb}: needs {error.name}; pip install 'clipkit-torch[train]'", file=sys.stderr)
+        return _USAGE_EXIT_CODE
     except (ValueError, TypeError, FileNotFoundError) as error:
         if type(error) not in (ValueError, TypeError, FileNotFoundError):
             raise  # a subclass (UnicodeDecodeError, ...) is a defect of ours: keep its traceback

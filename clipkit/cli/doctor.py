@@ -13,7 +13,8 @@ import importlib.util
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
+
+from clipkit.machine import processor
 
 HELP = "say which backends work here, and why others do not"
 
@@ -67,7 +68,7 @@ def _versions() -> Iterator[str]:
 def _hardware() -> Iterator[str]:
     import torch
 
-    name, flags = _processor()
+    name, flags = processor()
     known = [flag for flag in _CPU_FLAGS if flag in flags]
     yield f"cpu: {name}, {os.cpu_count()} threads, {' '.join(known) or 'no vector extension known to clipkit'}"
     yield f"torch threads: {torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"
@@ -77,18 +78,6 @@ def _hardware() -> Iterator[str]:
         card = torch.cuda.get_device_properties(index)
         gigabytes = card.total_memory / 2**30
         yield f"gpu {index}: {card.name}, sm_{card.major}{card.minor}, {gigabytes:.0f} GiB"
-
-
-def _processor() -> tuple[str, set[str]]:
-    """Name and feature flags of the processor; flags are known on Linux only."""
-    fields: dict[str, str] = {}
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip().lower(), value.strip())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return name, set((fields.get("flags") or fields.get("features") or "").split())
 
 
 def _compiled_part() -> str:

@@ -17,6 +17,7 @@ import torch
 
 import clipkit
 from clipkit.errors import value_error
+from clipkit.machine import commit, processor
 from clipkit.train.build import CHECKPOINTS, build_session
 from clipkit.train.checkpoint import Checkpoint, complete_checkpoints, load_newest, set_aside
 from clipkit.train.config import Config, dump_config
@@ -139,9 +140,11 @@ def environment(here: Runtime, command: Sequence[str]) -> dict[str, object]:
         "command": shlex.join([Path(command[0]).name, *command[1:]]),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "clipkit": clipkit.__version__,
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": processor()[0],
         "device": torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
