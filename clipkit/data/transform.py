@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipkit.data.hashing import uniform
 from clipkit.data.pictures import Pixels, decode_image
+from clipkit.data.variation import Draws, recolour, warp
 from clipkit.errors import value_error
 
 _SHIFT_X, _SHIFT_Y, _FLIP, _AREA, _RATIO, _LEFT, _TOP = range(10, 17)  # what a random number is for
@@ -31,7 +32,8 @@ class ImageTransform:
     Variation, only with `train`: `crop_scale=(low, high)` takes a random part of that share of the picture's area
     (open_clip's training uses (0.9, 1.0)); `shift` moves by up to so many pixels each way, edges repeated (None:
     size // 16, or 0 where crop_scale is given); `flip` is the probability of a mirror image (off: text and hands have
-    a direction).
+    a direction); `rotate` (degrees either way), `zoom` (sides grow or shrink by up to this share) and `colour`
+    (strength; contrast, saturation, brightness) are for sets of few, clean pictures.
     """
 
     size: int
@@ -42,6 +44,9 @@ class ImageTransform:
     crop_scale: tuple[float, float] | None = None
     shift: int | None = None
     flip: float = 0.0
+    rotate: float = 0.0
+    zoom: float = 0.0
+    colour: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -54,6 +59,9 @@ class ImageTransform:
             raise value_error("flip", got=self.flip, want="a probability, 0 to 1", fix="use 0.5 for half of them")
         if self.shift is not None and not 0 <= self.shift < self.size:
             raise value_error("shift", got=self.shift, want="0 to size - 1 pixels", fix="try size // 16")
+        for name, most in (("rotate", 180), ("zoom", 1), ("colour", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise value_error(name, got=getattr(self, name), want=f"0 to {most}", fix="0 switches it off")
 
     @property
     def is_cacheable(self) -> bool:
@@ -76,12 +84,19 @@ class ImageTransform:
         return np.asarray(picture)
 
     def vary(self, pixels: Pixels, *, seed: int, epoch: int, ids: NDArray[np.int64]) -> Pixels:
-        """The random shift and flip of each picture of uint8 [n, size, size, 3]; without `train`, the same pixels."""
+        """Each picture of uint8 [n, size, size, 3] varied in its own way; without `train`, the same pixels."""
         if not self.train or len(ids) == 0:
             return pixels
         reach = self.shift if self.shift is not None else 0 if self.crop_scale else self.size // 16
-        if reach == 0 and self.flip == 0:
-            return pixels
+        draws = Draws(seed, epoch, ids)
+        if self.rotate or self.zoom:
+            pixels, reach = warp(pixels, draws, shift=reach, rotate=self.rotate, zoom=self.zoom), 0
+        if reach or self.flip:
+            pixels = self._move(pixels, reach, seed, epoch, ids)
+        return recolour(pixels, draws, self.colour) if self.colour else pixels
+
+    def _move(self, pixels: Pixels, reach: int, seed: int, epoch: int, ids: NDArray[np.int64]) -> Pixels:
+        """Shift by whole pixels and flip."""
         down, right = (
             np.floor(uniform(seed, epoch, use, ids) * (2 * reach + 1)).astype(np.int64).tolist()
             for use in (_SHIFT_Y, _SHIFT_X)

@@ -49,6 +49,9 @@ class AugmentConfig:
     crop_scale: tuple[float, float] | None = None
     shift: int | None = None
     flip: float = 0.0
+    rotate: float = 0.0
+    zoom: float = 0.0
+    colour: float = 0.0
 
 
 @dataclass(frozen=True)

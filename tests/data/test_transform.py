@@ -95,8 +95,61 @@ def test_flip_has_its_probability_and_is_off_by_default() -> None:
     assert np.array_equal(plain, pixels)
 
 
+RICH = {"shift": 2, "flip": 0.5, "rotate": 15.0, "zoom": 0.3, "colour": 0.4}
+
+
+def test_turned_and_recoloured_pictures_belong_to_the_sample_not_to_its_batch() -> None:
+    transform = ImageTransform(16, MEAN, STD, train=True, **RICH)
+    pixels, ids = batch(50), np.arange(100, 150)
+    whole = transform.vary(pixels, seed=1, epoch=2, ids=ids)
+    assert len({one.tobytes() for one in transform.vary(pixels[:1].repeat(50, axis=0), seed=1, epoch=2, ids=ids)}) == 50
+    for rows in (slice(0, 1), slice(7, 12), slice(19, 50)):
+        assert np.array_equal(transform.vary(pixels[rows], seed=1, epoch=2, ids=ids[rows]), whole[rows])
+    assert not np.array_equal(transform.vary(pixels, seed=1, epoch=3, ids=ids), whole)
+
+
+def disc(radius: float, size: int = 33) -> np.ndarray:
+    """A black disc in the middle of a white picture."""
+    axis = np.arange(size) - size // 2
+    inside = axis[:, None] ** 2 + axis**2 <= radius**2
+    return np.repeat(np.where(inside, 0, 255).astype(np.uint8)[None, :, :, None], 3, axis=3)
+
+
+def test_zoom_stays_within_its_factor_both_ways() -> None:
+    transform = ImageTransform(33, MEAN, STD, train=True, shift=0, zoom=0.5)
+    varied = transform.vary(disc(8).repeat(300, axis=0), seed=0, epoch=0, ids=np.arange(300))
+    growth = np.sqrt((255 - varied[..., 0].astype(float)).sum((1, 2)) / (255 - disc(8)[..., 0].astype(float)).sum())
+    assert 1 / 1.55 < growth.min() < 0.75
+    assert 1.35 < growth.max() < 1.55
+    assert np.median(growth) == pytest.approx(1, abs=0.06)
+
+
+def test_rotation_is_about_the_centre_and_repeats_the_edge() -> None:
+    transform = ImageTransform(33, MEAN, STD, train=True, shift=0, rotate=30)
+    turned = transform.vary(disc(10).repeat(50, axis=0), seed=0, epoch=0, ids=np.arange(50)).astype(int)
+    assert np.abs(turned - disc(10)).mean() < 6, "a disc in the middle looks the same"
+    half = np.zeros((1, 33, 33, 3), np.uint8)
+    half[:, :16] = 200
+    turned = transform.vary(half.repeat(50, axis=0), seed=0, epoch=0, ids=np.arange(50))
+    assert (turned[:, 0, 16] == 200).all()
+    assert (turned[:, -1, 16] == 0).all()
+    assert (turned[:, 16, 0] != turned[:, 16, -1]).any()
+
+
+def test_colours_change_and_a_grey_picture_stays_grey() -> None:
+    transform = ImageTransform(16, MEAN, STD, train=True, shift=0, colour=0.5)
+    ids = np.arange(200)
+    red = np.zeros((200, 16, 16, 3), np.uint8)
+    red[:, :8, :, 0] = 180
+    varied = transform.vary(red, seed=0, epoch=0, ids=ids)
+    assert np.unique(varied[:, 0, 0], axis=0).shape[0] > 150
+    grey = np.repeat(batch(200)[..., :1], 3, axis=3)
+    varied = transform.vary(grey, seed=0, epoch=0, ids=ids).astype(int)
+    assert np.ptp(varied, axis=3).max() <= 1, "but for rounding"
+
+
 def test_evaluation_varies_nothing() -> None:
-    assert np.array_equal(evaluate(16, flip=1.0).vary(batch(5), seed=0, epoch=0, ids=np.arange(5)), batch(5))
+    assert np.array_equal(evaluate(16, **RICH).vary(batch(5), seed=0, epoch=0, ids=np.arange(5)), batch(5))
 
 
 def test_random_crops_keep_their_share_of_the_area() -> None:
@@ -136,7 +189,17 @@ def test_normalise_is_the_definition() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": 0}, {"resize": "stretch"}, {"crop_scale": (0.5, 1.5)}, {"flip": 2.0}, {"shift": -1}, {"shift": 16}],
+    [
+        {"size": 0},
+        {"resize": "stretch"},
+        {"crop_scale": (0.5, 1.5)},
+        {"flip": 2.0},
+        {"shift": -1},
+        {"shift": 16},
+        {"rotate": 200},
+        {"zoom": -0.1},
+        {"colour": 1.5},
+    ],
 )
 def test_impossible_settings_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
