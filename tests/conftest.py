@@ -29,3 +29,9 @@ def open_clip() -> ModuleType:
 def timm_vision_transformer() -> ModuleType:
     """timm.models.vision_transformer, or a visible skip where it does not import."""
     return _peer("timm.models.vision_transformer")
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    """transformers, or a visible skip where it is not installed."""
+    return _peer("transformers")
