@@ -12,11 +12,15 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from clipkit.engine import torch_backend
 from clipkit.engine.torch_backend.tiles import Form, positives
+
+T = TypeVar("T")
 
 SWEEPS = ("exponential_products", "log_sum_exps")
 
@@ -52,6 +56,8 @@ def _compiled() -> ModuleType:
 def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.log_sum_exps`."""
     form, factor = Form.of(x, y, scale), float(scale)
+    if not factor > 0.0:  # the positives' mask, -inf before the epilogue scales it, would not stay -inf
+        return torch_backend.log_sum_exps(x, y, scale, diagonal=diagonal)
     row_lse, column_lse = form.x.new_full((x.shape[0],), -torch.inf), form.x.new_full((y.shape[0],), -torch.inf)
     buffer = _buffer(form)
     for rows, columns in _tiles(form):
@@ -116,7 +122,7 @@ def _products(form: Form, rows: slice, columns: slice, buffer: Tensor) -> Tensor
     return torch.mm(form.x[rows], form.y[columns].T, out=buffer[: shape[0] * shape[1]].view(shape))
 
 
-def _over_strips(tile: Tensor, work: Callable[[slice], tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+def _over_strips(tile: Tensor, work: Callable[[slice], T]) -> list[T]:
     """Share the tile's rows among as many threads as torch uses; the compiled pass releases the interpreter."""
     height, threads = tile.shape[0], torch.get_num_threads()
     step = -(-height // threads)
@@ -146,12 +152,9 @@ def _lse(offset: Tensor, total: Tensor) -> Tensor:
     return torch.where(offset.isneginf(), offset, total.log_().add_(offset))
 
 
-def _strip_gradient(
-    tile: Tensor, factor: float, row_offset: Tensor, column_offset: Tensor, strip: slice
-) -> tuple[Tensor, Tensor]:
+def _strip_gradient(tile: Tensor, factor: float, row_offset: Tensor, column_offset: Tensor, strip: slice) -> None:
     part = tile[strip]
     rows, columns = part.shape
     outside = columns  # the positives' weights are written afterwards, from their own formula
     offsets = (row_offset[strip].data_ptr(), column_offset.data_ptr())
     _compiled().clip_tile_gradient(part.data_ptr(), part.stride(0), rows, columns, factor, *offsets, outside)
-    return row_offset, column_offset

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clipkit.engine.precision import FLOATS
 from clipkit.errors import value_error
 
 ENVIRONMENT_VARIABLE = "CLIPKIT_BACKEND"
@@ -33,8 +34,6 @@ _DEFAULTS = {"cpu": ("cpu", "torch")}
 
 _UNPROVEN = {"triton": "not yet proven on a card by tests/gpu; ask for it by name"}
 """Backends that are never chosen by default, and why."""
-
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class BackendStatus(NamedTuple):
@@ -88,9 +87,9 @@ def report() -> list[BackendStatus]:
 
 def _status(name: str, device: torch.device) -> BackendStatus:
     module = _load(name)
-    obstacles = {dtype: module.obstacle(device, dtype) for dtype in _DTYPES}
+    obstacles = {dtype: module.obstacle(device, dtype) for dtype in FLOATS}
     served = tuple(str(dtype).removeprefix("torch.") for dtype, obstacle in obstacles.items() if obstacle is None)
-    preferred = tuple(str(dtype).removeprefix("torch.") for dtype in _DTYPES if _default(device, dtype) == name)
+    preferred = tuple(str(dtype).removeprefix("torch.") for dtype in FLOATS if _default(device, dtype) == name)
     if not served:
         reason = str(obstacles[torch.float32])
     elif preferred:

@@ -200,7 +200,7 @@ def curvature_products(
     diagonal: int,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """The Hessian-vector sweep of the CLIP loss, research equation of gradient distillation, without the scale.
+    """The Hessian-vector sweep of the CLIP loss (`clipkit.functional.gd`), without the scale.
 
     With M = P∘(R - row_mean) + Q∘(R' - column_mean) and P - I, Q - I whose diagonals are -row_miss, -column_miss:
     (M Y + (P-I) along_rows.y + (Q-I) along_columns.y,  Mᵀ X + (P-I)ᵀ along_rows.x + (Q-I)ᵀ along_columns.x).

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clipkit.engine.precision import FLOATS, accumulation
 from clipkit.errors import type_error, value_error
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_features(**named: Tensor) -> None:
@@ -77,9 +76,11 @@ def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
 
 def check_fraction(argument: str, value: float, *, low: float, high: float, low_open: bool = False) -> None:
     """low <= value <= high, or low < value where `low_open`."""
+    want = f"a number in {'(' if low_open else '['}{low}, {high}]"
+    if not isinstance(value, (int, float)):
+        raise type_error(argument, got=f"a {type(value).__name__}", want=want, fix="pass a float")
     if not (low < value if low_open else low <= value) or not value <= high:
-        bracket = "(" if low_open else "["
-        raise value_error(argument, got=value, want=f"a number in {bracket}{low}, {high}]", fix="correct the setting")
+        raise value_error(argument, got=value, want=want, fix="correct the setting")
 
 
 def check_nonempty(total: int, least: int = 1) -> None:
@@ -93,17 +94,17 @@ def check_nonempty(total: int, least: int = 1) -> None:
         )
 
 
-def check_vector(argument: str, vector: Tensor, length: int, like: Tensor) -> None:
-    """`vector` is a floating [length] tensor on the device of `like`."""
+def check_vector(argument: str, vector: Tensor, length: int, like: Tensor, *, per: str) -> None:
+    """`vector` is a floating [length] tensor on the device of `like`, with one value `per` something."""
     if not isinstance(vector, Tensor) or not vector.is_floating_point():
         got = str(vector.dtype) if isinstance(vector, Tensor) else f"a {type(vector).__name__}"
-        raise type_error(argument, got=got, want="a floating tensor [n]", fix="pass this rank's rows of the state")
+        raise type_error(argument, got=got, want=f"a floating tensor ({length},)", fix=f"pass one value per {per}")
     if vector.shape != (length,) or vector.device != like.device:
         raise value_error(
             argument,
             got=f"shape {tuple(vector.shape)} on {vector.device}",
-            want=f"shape ({length},) on {like.device}: one value per row of the features",
-            fix="gather the state of this rank's samples",
+            want=f"shape ({length},) on {like.device}",
+            fix=f"pass one value per {per}",
         )
 
 
@@ -139,7 +140,7 @@ def as_scalar(argument: str, value: Tensor | float, like: Tensor) -> Tensor:
     Accepts a float, a 0-D tensor, or a one-element tensor [1]; the gradient takes the shape and dtype of what was
     passed.
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = accumulation(like)
     if isinstance(value, Tensor):
         if value.numel() != 1 or not value.is_floating_point():
             raise value_error(
@@ -164,8 +165,10 @@ def as_scalar(argument: str, value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def common_type(*features: Tensor) -> tuple[Tensor, ...]:
-    """The features in one floating type, the widest that was passed."""
+    """The features in one floating type, the widest that was passed, and contiguous: what an operator returns is laid
+    out like its inputs, and torch.compile has to know that layout beforehand.
+    """
     dtype = features[0].dtype
     for other in features[1:]:
         dtype = torch.promote_types(dtype, other.dtype)
-    return tuple(each.to(dtype) for each in features)
+    return tuple(each.to(dtype).contiguous() for each in features)

@@ -43,11 +43,6 @@ def or_nothing(value: Tensor | None, like: Tensor) -> Tensor:
     return nothing(like) if value is None else value
 
 
-def accumulation(like: Tensor) -> torch.dtype:
-    """The type of statistics, losses and saved gradients: float64 for float64, else float32."""
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
 def register_unit_gradients(operator: CustomOpDef) -> None:
     """Autograd for an operator whose first output is its loss and whose others are the gradients of its first inputs.
 
@@ -63,12 +58,38 @@ def register_unit_gradients(operator: CustomOpDef) -> None:
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad
         gradients = [
-            (saved * grad).to(dtype) if want else None
+            _once((saved * grad).to(dtype)) if want else None
             for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, wanted, strict=False)
         ]
         return (*gradients, *[None] * ctx.others)
 
     operator.register_autograd(backward, setup_context=setup_context)
+
+
+class _Once(torch.autograd.Function):
+    """The identity. A gradient that passed through it cannot be differentiated again, instead of silently as a
+    constant.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            "backward: got a second derivative of a clipkit loss; want a first one, the only one with a closed form "
+            "here; leave the loss out of what create_graph=True differentiates, or write it in plain torch"
+        )
+
+
+def _once(gradient: Tensor) -> Tensor:
+    return _Once.apply(gradient) if torch.is_grad_enabled() else gradient
+
+
+def only_if(want: bool, gradient: Tensor) -> Tensor:
+    """`gradient`, or an empty tensor in the place of one that was made because another rank wants its own."""
+    return gradient if want else nothing(gradient)
 
 
 def wants_gradient(*values: Tensor) -> bool:
@@ -80,9 +101,8 @@ def register_closed_form(forward: CustomOpDef, backward: CustomOpDef, *, tensors
     """Autograd for a loss whose gradient needs the forward's statistics, by an operator of its own.
 
     `forward` takes `tensors` tensors, then plain options, and returns (loss, residuals ...). `backward` takes the
-    incoming gradient, whether each tensor's gradient is wanted (a list of bool), the tensors, the residuals and the
-    options, and returns a gradient for each of the first of these tensors, in the accumulation type (empty where not
-    wanted).
+    incoming gradient, the options, the tensors and the residuals, and returns a gradient for each of the first of these
+    tensors, in the accumulation type (empty where not wanted).
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -90,11 +110,10 @@ def register_closed_form(forward: CustomOpDef, backward: CustomOpDef, *, tensors
         ctx.options = inputs[tensors:]
 
     def run_backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = list(ctx.needs_input_grad[:tensors])
-        gradients = backward(grad, wanted, *ctx.saved_tensors, *ctx.options)
+        gradients = backward(grad, *ctx.options, *ctx.saved_tensors)
         kept = [
-            gradient.to(value.dtype) if want else None
-            for gradient, value, want in zip(gradients, ctx.saved_tensors, wanted, strict=False)
+            _once(gradient.to(value.dtype)) if want else None
+            for gradient, value, want in zip(gradients, ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         ]
         return (*kept, *[None] * (tensors - len(kept) + len(ctx.options)))
 

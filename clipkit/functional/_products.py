@@ -10,13 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipkit.functional._ops import accumulation, nothing, or_nothing
+from clipkit.engine.precision import accumulation, widen
+from clipkit.functional._ops import nothing, or_nothing, wants_gradient
 from clipkit.parallel import Layout, scatter_sum_rows, sum_over_ranks
-
-
-def widen(features: Tensor) -> Tensor:
-    """Features in the accumulation type."""
-    return features.to(accumulation(features))
 
 
 def positive_logits(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -63,18 +59,16 @@ class Products:
         return or_nothing(grad_x, unit), or_nothing(grad_y, unit), unit * self.along_scale(x, y, layout)
 
 
-def products_wanted(wanted: list[bool]) -> tuple[bool, bool]:
-    """Which of G Y and Gᵀ X to compute when gradients of (x, y, scale, ...) are `wanted`; the scale alone needs one of
-    them.
-    """
-    return wanted[0] or not wanted[1], wanted[1]
+def products_wanted(x: Tensor, y: Tensor) -> tuple[bool, bool]:
+    """Which of G Y and Gᵀ X this rank's backward needs: its own for each tower, and for the scale alone one of them."""
+    want_y = wants_gradient(y)
+    return wants_gradient(x) or not want_y, want_y
 
 
 def fake_gradients(
-    grad: Tensor, wanted: list[bool], x: Tensor, y: Tensor, scale: Tensor, *rest: object
+    grad: Tensor, x: Tensor, y: Tensor, scale: Tensor, want_x: bool = True, want_y: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes of `Products.unit_gradients`, for the operators that end in it."""
-    want_x, want_y = products_wanted(wanted)
     dtype = accumulation(x)
     return (
         torch.empty_like(x, dtype=dtype) if want_x else nothing(grad),

@@ -15,14 +15,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn import functional as F
 
 from clipkit.engine import sweeps
+from clipkit.engine.precision import accumulation, softplus, widen
 from clipkit.functional._checks import as_scalar, check_fraction, check_nonempty, check_pair, common_type
 from clipkit.functional._margins import Margins
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_closed_form
-from clipkit.functional._products import Products, fake_gradients, products_wanted, widen
-from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks, world_size_of
+from clipkit.functional._ops import loss_op, nothing, only_if, register_closed_form
+from clipkit.functional._products import Products, fake_gradients, products_wanted
+from clipkit.parallel import Layout, gather_rows, group_name, saved_like, sum_over_ranks, world_size_of
 
 
 def clip_loss(
@@ -58,46 +58,62 @@ def clip_loss(
     check_fraction("label_smoothing", label_smoothing, low=0.0, high=1.0)
     image, text = common_type(image_features, text_features)
     scale = as_scalar("logit_scale", logit_scale, image)
-    outputs = _clip_forward(image, text, scale, float(label_smoothing), group_name(group), backend or "")
-    return outputs[0]
+    options = (float(label_smoothing), *products_wanted(image, text), group_name(group), backend or "")
+    return _clip_forward(image, text, scale, *options)[0]
 
 
 @loss_op("clip_forward")
 def _clip_forward(
-    image: Tensor, text: Tensor, scale: Tensor, label_smoothing: float, group: str, backend: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    label_smoothing: float,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, row LSE [n], column LSE [N], positives' weight in G [n], all ranks' text [N, d] unless alone, rows per
-    rank [W]).
-    """
-    layout = Layout.of(image, group)
+    """(loss, row LSE [n], column LSE [N], positives' weight in G [n], all ranks' text [N, d] unless alone, layout)."""
+    layout = Layout.of(image, group, (want_image, want_text))
     check_nonempty(layout.total)
     all_text = gather_rows(text, layout)
     margins = Margins.of(image, text, all_text, scale, layout, backend)
-    losses = F.softplus(margins.row) + F.softplus(margins.column)
+    losses = softplus(margins.row) + softplus(margins.column)
     loss = sum_over_ranks(losses.sum(), layout) / (2 * layout.total)
     if label_smoothing:
         loss = loss + label_smoothing * _smoothing_term(image, text, margins.positive, scale, layout)
     diagonal_weight = -(torch.sigmoid(margins.row) + torch.sigmoid(margins.column))
     kept_text = nothing(text) if layout.group is None else all_text
-    return loss, margins.row_lse, margins.column_lse, diagonal_weight, kept_text, layout.sizes_tensor()
+    return loss, margins.row_lse, margins.column_lse, diagonal_weight, kept_text, layout.saved()
 
 
 @_clip_forward.register_fake
 def _(
-    image: Tensor, text: Tensor, scale: Tensor, label_smoothing: float, group: str, backend: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    label_smoothing: float,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype, rows, ranks = accumulation(image), image.shape[0], world_size_of(group)
     total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
     kept_text = nothing(text) if ranks == 1 else text.new_empty(total, text.shape[1])
     vector, loss = image.new_empty(rows, dtype=dtype), image.new_empty((), dtype=dtype)
-    sizes = torch.empty(ranks, dtype=torch.int64)
-    return loss, vector, image.new_empty(total, dtype=dtype), torch.empty_like(vector), kept_text, sizes
+    column_lse, layout = image.new_empty(total, dtype=dtype), saved_like(group, wants=2)
+    return loss, vector, column_lse, torch.empty_like(vector), kept_text, layout
 
 
 @loss_op("clip_backward")
 def _clip_backward(
     grad: Tensor,
-    wanted: list[bool],
+    label_smoothing: float,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -105,14 +121,10 @@ def _clip_backward(
     column_lse: Tensor,
     diagonal_weight: Tensor,
     kept_text: Tensor,
-    sizes: Tensor,
-    label_smoothing: float,
-    group: str,
-    backend: str,
+    saved_layout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image, text and scale in the accumulation type; a tower's is empty where not wanted."""
-    layout = Layout.recall(sizes, group)
-    want_image, want_text = products_wanted(wanted)
+    layout = Layout.recall(saved_layout, group)
     g_text, gt_image = sweeps.exponential_products(
         image,
         text if layout.group is None else kept_text,
@@ -121,17 +133,34 @@ def _clip_backward(
         column_offset=column_lse,
         diagonal=layout.start,
         diagonal_weight=diagonal_weight,
-        want_x=want_image,
-        want_y=want_text,
+        want_x=layout.wants[0],
+        want_y=layout.wants[1],
         backend=backend,
     )
     products = Products(g_text, gt_image).collect(layout)
     if label_smoothing:
         _add_smoothing_gradient(products, image, text, label_smoothing, layout)
-    return products.unit_gradients(image, text, scale, grad / (2 * layout.total), layout)
+    unit = grad / (2 * layout.total)
+    grad_image, grad_text, grad_scale = products.unit_gradients(image, text, scale, unit, layout)
+    return only_if(want_image, grad_image), only_if(want_text, grad_text), grad_scale
 
 
-_clip_backward.register_fake(fake_gradients)
+@_clip_backward.register_fake
+def _(
+    grad: Tensor,
+    label_smoothing: float,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    *rest: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad, image, text, scale, want_image, want_text)
+
+
 register_closed_form(_clip_forward, _clip_backward, tensors=3)
 
 

@@ -17,14 +17,24 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
-from clipkit.functional._checks import as_scalar, check_choice, check_nonempty, check_pair, check_same, common_type
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_closed_form
+from clipkit.engine.precision import accumulation
+from clipkit.functional._checks import (
+    as_scalar,
+    check_choice,
+    check_features,
+    check_nonempty,
+    check_pair,
+    check_same,
+    common_type,
+)
+from clipkit.functional._ops import loss_op, nothing, register_closed_form
 from clipkit.functional._products import Products, fake_gradients
 from clipkit.parallel import (
     Layout,
     gather_rows,
     group_name,
     logaddexp_over_ranks,
+    saved_like,
     sum_over_ranks,
     world_size_of,
 )
@@ -104,6 +114,9 @@ def _distill(
     group: ProcessGroup | None,
     backend: str | None,
 ) -> tuple[Tensor, ...]:
+    check_features(
+        student_image=student_image, student_text=student_text, teacher_image=teacher_image, teacher_text=teacher_text
+    )
     check_pair(student_image=student_image, student_text=student_text)
     check_pair(teacher_image=teacher_image, teacher_text=teacher_text)
     check_same("rows", 0, student_image=student_image, teacher_image=teacher_image)
@@ -125,7 +138,7 @@ def _crd_forward(
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, teacher's entropy, four log-sum-exps, all ranks' student and teacher text unless alone, rows per rank)."""
+    """(loss, teacher's entropy, four log-sum-exps, all ranks' student and teacher text unless alone, layout)."""
     layout = Layout.of(image, group)
     check_nonempty(layout.total)
     all_text, all_to_text = gather_rows(text, layout), gather_rows(to_text, layout)
@@ -146,7 +159,7 @@ def _crd_forward(
     half = 2 * layout.total
     kept = (nothing(text), nothing(text)) if layout.group is None else (all_text, all_to_text)
     lses = (s.row_student, s.row_teacher_lse, column_student, column_teacher)
-    return loss / half, entropy / half, *lses, *kept, layout.sizes_tensor()
+    return loss / half, entropy / half, *lses, *kept, layout.saved()
 
 
 @_crd_forward.register_fake
@@ -164,14 +177,15 @@ def _(
     total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
     kept = [nothing(t) if ranks == 1 else t.new_empty(total, t.shape[1]) for t in (text, to_text)]
     lses = [image.new_empty(size, dtype=dtype) for size in (rows, rows, total, total)]
-    loss, sizes = image.new_empty((), dtype=dtype), torch.empty(ranks, dtype=torch.int64)
-    return loss, torch.empty_like(loss), lses[0], lses[1], lses[2], lses[3], kept[0], kept[1], sizes
+    loss, layout = image.new_empty((), dtype=dtype), saved_like(group)
+    return loss, torch.empty_like(loss), lses[0], lses[1], lses[2], lses[3], kept[0], kept[1], layout
 
 
 @loss_op("crd_backward")
 def _crd_backward(
     grad: Tensor,
-    wanted: list[bool],
+    group: str,
+    backend: str,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -185,12 +199,10 @@ def _crd_backward(
     column_teacher: Tensor,
     kept_text: Tensor,
     kept_to_text: Tensor,
-    sizes: Tensor,
-    group: str,
-    backend: str,
+    saved_layout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the student's image, text and scale in the accumulation type."""
-    layout = Layout.recall(sizes, group)
+    layout = Layout.recall(saved_layout, group)
     alone = layout.group is None
     products = sweeps.pair_products(
         image,
@@ -211,9 +223,15 @@ def _crd_backward(
 
 @_crd_backward.register_fake
 def _(
-    grad: Tensor, wanted: list[bool], image: Tensor, text: Tensor, scale: Tensor, *rest: object
+    grad: Tensor,
+    group: str,
+    backend: str,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    *rest: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(grad, [True, True, True], image, text, scale)
+    return fake_gradients(grad, image, text, scale)
 
 
 register_closed_form(_crd_forward, _crd_backward, tensors=6)

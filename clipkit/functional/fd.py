@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from clipkit.engine.precision import widen
 from clipkit.functional._checks import check_choice, check_nonempty, check_pair, common_type
 from clipkit.functional._ops import loss_op, nothing, register_unit_gradients, wants_gradient
-from clipkit.functional._products import widen
 from clipkit.parallel import Layout, group_name, sum_over_ranks
 
 

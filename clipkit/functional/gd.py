@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
+from clipkit.engine.precision import accumulation
 from clipkit.engine.sweeps import Direction
 from clipkit.functional._checks import as_scalar, check_choice, check_nonempty, check_pair, common_type
 from clipkit.functional._margins import Margins
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_closed_form
+from clipkit.functional._ops import loss_op, nothing, register_closed_form
 from clipkit.functional._products import Products, fake_gradients
-from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks, world_size_of
+from clipkit.parallel import Layout, gather_rows, group_name, saved_like, sum_over_ranks, world_size_of
 
 
 def gd_loss(
@@ -92,7 +93,7 @@ def _gd_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, Σ<D, g>/s of the image fields, row LSE, column LSE, row miss, column miss, D1, D2, D4, D3, all ranks'
-    text, rows per rank).
+    text, layout).
 
     Directions are this rank's rows; in the symmetric form D4 and D3 are empty, being D1 and D2.
     """
@@ -119,7 +120,7 @@ def _gd_forward(
     kept_text = nothing(text) if layout.group is None else all_text
     misses = (torch.sigmoid(margins.row), torch.sigmoid(margins.column))
     lses = (margins.row_lse, margins.column_lse)
-    return loss, sum_over_ranks(along, layout), *lses, *misses, d1, d2, d4, d3, kept_text, layout.sizes_tensor()
+    return loss, sum_over_ranks(along, layout), *lses, *misses, d1, d2, d4, d3, kept_text, layout.saved()
 
 
 def _fields(
@@ -165,20 +166,22 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype, rows, ranks = accumulation(image), image.shape[0], world_size_of(group)
     total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
-    loss, sizes = image.new_empty((), dtype=dtype), torch.empty(ranks, dtype=torch.int64)
+    loss, layout = image.new_empty((), dtype=dtype), saved_like(group)
     lse, column_lse, row_miss, column_miss = (loss.new_empty(size) for size in (rows, total, rows, rows))
     d1, d2 = (loss.new_empty(image.shape) for _ in range(2))
     d4, d3 = (nothing(loss) if symmetric else torch.empty_like(d1) for _ in range(2))
     kept_text = nothing(text) if ranks == 1 else text.new_empty(total, text.shape[1])
     return (
-        loss, torch.empty_like(loss), lse, column_lse, row_miss, column_miss, d1, d2, d4, d3, kept_text, sizes,
+        loss, torch.empty_like(loss), lse, column_lse, row_miss, column_miss, d1, d2, d4, d3, kept_text, layout,
     )  # fmt: skip
 
 
 @loss_op("gd_backward")
 def _gd_backward(
     grad: Tensor,
-    wanted: list[bool],
+    symmetric: bool,
+    group: str,
+    backend: str,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -195,13 +198,10 @@ def _gd_backward(
     d4: Tensor,
     d3: Tensor,
     kept_text: Tensor,
-    sizes: Tensor,
-    symmetric: bool,
-    group: str,
-    backend: str,
+    saved_layout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the student's image, text and scale in the accumulation type."""
-    layout = Layout.recall(sizes, group)
+    layout = Layout.recall(saved_layout, group)
     all_text = text if layout.group is None else kept_text
     along_rows = Direction(d1, gather_rows(d2, layout))
     along_columns = along_rows if symmetric else Direction(d4, gather_rows(d3, layout))
@@ -225,9 +225,16 @@ def _gd_backward(
 
 @_gd_backward.register_fake
 def _(
-    grad: Tensor, wanted: list[bool], image: Tensor, text: Tensor, scale: Tensor, *rest: object
+    grad: Tensor,
+    symmetric: bool,
+    group: str,
+    backend: str,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    *rest: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(grad, [True, True, True], image, text, scale)
+    return fake_gradients(grad, image, text, scale)
 
 
 register_closed_form(_gd_forward, _gd_backward, tensors=6)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
+from clipkit.engine.precision import accumulation
 from clipkit.functional._checks import (
     as_scalar,
     check_choice,
@@ -27,13 +28,14 @@ from clipkit.functional._checks import (
     check_vector,
     common_type,
 )
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_closed_form
+from clipkit.functional._ops import loss_op, nothing, only_if, register_closed_form
 from clipkit.functional._products import Products, fake_gradients, positive_logits, products_wanted
 from clipkit.parallel import (
     Layout,
     gather_rows,
     group_name,
     logaddexp_over_ranks,
+    saved_like,
     sum_over_ranks,
     world_size_of,
 )
@@ -77,8 +79,8 @@ def global_contrastive_loss(
         negatives.
     """
     check_pair(image_features=image_features, text_features=text_features)
-    check_vector("log_u_image", log_u_image, image_features.shape[0], image_features)
-    check_vector("log_u_text", log_u_text, image_features.shape[0], image_features)
+    for name, log_u in (("log_u_image", log_u_image), ("log_u_text", log_u_text)):
+        check_vector(name, log_u, image_features.shape[0], image_features, per="sample of this rank")
     check_fraction("gamma", gamma, low=0.0, high=1.0, low_open=True)
     check_fraction("eps", eps, low=0.0, high=math.inf)
     check_choice("tau_grad", tau_grad, ("exact", "reference"))
@@ -87,7 +89,8 @@ def global_contrastive_loss(
     state = (log_u_image.detach().to(scale.dtype), log_u_text.detach().to(scale.dtype))
     reference = tau_grad == "reference"
     name = group_name(group)
-    loss, log_u1, log_u2, *_ = _gcl_forward(image, text, scale, *state, gamma, eps, reference, name, backend or "")
+    options = (gamma, eps, reference, *products_wanted(image, text), name, backend or "")
+    loss, log_u1, log_u2, *_ = _gcl_forward(image, text, scale, *state, *options)
     return loss, log_u1.detach(), log_u2.detach()
 
 
@@ -101,13 +104,15 @@ def _gcl_forward(
     gamma: float,
     eps: float,
     reference: bool,
+    want_image: bool,
+    want_text: bool,
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, log u1, log u2, row offset a1 [n], column offset a2 [N], positives' weight [n], all ranks' text, rows per
-    rank).
+    """(loss, log u1, log u2, row offset a1 [n], column offset a2 [N], positives' weight [n], all ranks' text,
+    layout).
     """
-    layout = Layout.of(image, group)
+    layout = Layout.of(image, group, (want_image, want_text))
     check_nonempty(layout.total, least=2)
     all_text = gather_rows(text, layout)
     row_lse, column_lse = sweeps.log_sum_exps(image, all_text, scale, diagonal=layout.start, backend=backend)
@@ -123,7 +128,7 @@ def _gcl_forward(
     column_offset = gather_rows(positive + smoothed[1], layout)
     kept_text = nothing(text) if layout.group is None else all_text
     row_offset = positive + smoothed[0]
-    return loss, log_u[0], log_u[1], row_offset, column_offset, diagonal_weight, kept_text, layout.sizes_tensor()
+    return loss, log_u[0], log_u[1], row_offset, column_offset, diagonal_weight, kept_text, layout.saved()
 
 
 @_gcl_forward.register_fake
@@ -136,6 +141,8 @@ def _(
     gamma: float,
     eps: float,
     reference: bool,
+    want_image: bool,
+    want_text: bool,
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -143,14 +150,20 @@ def _(
     total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
     kept_text = nothing(text) if ranks == 1 else text.new_empty(total, text.shape[1])
     vectors = [image.new_empty(size, dtype=dtype) for size in (rows, rows, rows, total, rows)]
-    loss, sizes = image.new_empty((), dtype=dtype), torch.empty(ranks, dtype=torch.int64)
-    return loss, vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], kept_text, sizes
+    loss, layout = image.new_empty((), dtype=dtype), saved_like(group, wants=2)
+    return loss, vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], kept_text, layout
 
 
 @loss_op("global_contrastive_backward")
 def _gcl_backward(
     grad: Tensor,
-    wanted: list[bool],
+    gamma: float,
+    eps: float,
+    reference: bool,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -162,16 +175,10 @@ def _gcl_backward(
     column_offset: Tensor,
     diagonal_weight: Tensor,
     kept_text: Tensor,
-    sizes: Tensor,
-    gamma: float,
-    eps: float,
-    reference: bool,
-    group: str,
-    backend: str,
+    saved_layout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image, text and scale in the accumulation type; a tower's is empty where not wanted."""
-    layout = Layout.recall(sizes, group)
-    want_image, want_text = products_wanted(wanted)
+    layout = Layout.recall(saved_layout, group)
     products = Products(
         *sweeps.exponential_products(
             image,
@@ -181,17 +188,35 @@ def _gcl_backward(
             column_offset=column_offset,
             diagonal=layout.start,
             diagonal_weight=diagonal_weight,
-            want_x=want_image,
-            want_y=want_text,
+            want_x=layout.wants[0],
+            want_y=layout.wants[1],
             backend=backend,
         )
     ).collect(layout)
     unit = grad / (2 * layout.total * (layout.total - 1))
     grad_image, grad_text, grad_scale = products.unit_gradients(image, text, scale, unit, layout)
-    return grad_image, grad_text, grad_scale * (2 if reference else 1)
+    grad_scale = grad_scale * (2 if reference else 1)
+    return only_if(want_image, grad_image), only_if(want_text, grad_text), grad_scale
 
 
-_gcl_backward.register_fake(fake_gradients)
+@_gcl_backward.register_fake
+def _(
+    grad: Tensor,
+    gamma: float,
+    eps: float,
+    reference: bool,
+    want_image: bool,
+    want_text: bool,
+    group: str,
+    backend: str,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    *rest: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(grad, image, text, scale, want_image, want_text)
+
+
 register_closed_form(_gcl_forward, _gcl_backward, tensors=5)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
+from clipkit.engine.precision import accumulation
 from clipkit.errors import value_error
 from clipkit.functional._checks import (
     as_integers,
@@ -24,7 +25,7 @@ from clipkit.functional._checks import (
     common_type,
     readable,
 )
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_unit_gradients, wants_gradient
+from clipkit.functional._ops import loss_op, nothing, only_if, register_unit_gradients, wants_gradient
 from clipkit.functional._products import Products
 from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks
 
@@ -80,22 +81,25 @@ def _info_nce(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, unit gradients of query, key and scale in the accumulation type; empty where not wanted)."""
-    queries, keys = Layout.of(query, group), Layout.of(key, group)
+    queries, keys = Layout.of(query, group, (want_query, want_key)), Layout.of(key, group)
     check_nonempty(queries.total)
     loss, g_key, gt_query = sweeps.softmax_sweep(
         query,
         gather_rows(key, keys),
         scale,
         labels + keys.start,
-        want_x=want_query,
-        want_y=want_key,
+        want_x=queries.wants[0],
+        want_y=queries.wants[1],
         backend=backend,
     )
     loss = sum_over_ranks(loss, queries) / queries.total
     if g_key is None and gt_query is None:
         return loss, nothing(loss), nothing(loss), nothing(loss)
     unit = torch.full_like(loss, 1 / queries.total)
-    return loss, *Products(g_key, gt_query).collect(keys).unit_gradients(query, key, scale, unit, queries)
+    products = Products(g_key, gt_query).collect(keys)
+    grad_query, grad_key, grad_scale = products.unit_gradients(query, key, scale, unit, queries)
+    want_scale = want_query or want_key
+    return loss, only_if(want_query, grad_query), only_if(want_key, grad_key), only_if(want_scale, grad_scale)
 
 
 @_info_nce.register_fake

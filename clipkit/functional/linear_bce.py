@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
+from clipkit.engine.precision import accumulation
 from clipkit.errors import value_error
 from clipkit.functional._checks import (
     as_integers,
@@ -25,7 +26,7 @@ from clipkit.functional._checks import (
     common_type,
     readable,
 )
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_unit_gradients, wants_gradient
+from clipkit.functional._ops import loss_op, nothing, register_unit_gradients, wants_gradient
 from clipkit.parallel import Layout, group_name, sum_over_ranks
 
 _REDUCTIONS = ("batch_mean", "sum", "mean")
@@ -62,21 +63,20 @@ def linear_bce_with_logits(
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
-        ValueError: shapes that do not fit together, or targets that are no CSR lists of labels in [0, V) (values are
-        checked on the
-            CPU; on a device that would mean waiting for it).
+        ValueError: shapes or devices that do not fit together, or targets that are no CSR lists of labels in [0, V)
+            (values are checked on the CPU; on a device that would mean waiting for it).
     """
     check_features(input=input, weight=weight)
     check_same("columns", 1, input=input, weight=weight)
     check_choice("reduction", reduction, _REDUCTIONS)
     if bias is None:
         bias = weight.new_zeros(weight.shape[0])
-    check_vector("bias", bias, weight.shape[0], input)
+    check_vector("bias", bias, weight.shape[0], input, per="label of the vocabulary")
     target_offsets, target_indices = (
         as_integers(name, values)
         for name, values in (("target_offsets", target_offsets), ("target_indices", target_indices))
     )
-    _check_targets(target_offsets, target_indices, input.shape[0], weight.shape[0])
+    _check_targets(target_offsets, target_indices, input, weight.shape[0])
     features, classes, offset = common_type(input, weight, bias)
     want = wants_gradient(features, classes, offset)
     name = group_name(group)
@@ -137,7 +137,16 @@ def _(
 register_unit_gradients(_linear_bce)
 
 
-def _check_targets(offsets: Tensor, indices: Tensor, rows: int, labels: int) -> None:
+def _check_targets(offsets: Tensor, indices: Tensor, input: Tensor, labels: int) -> None:
+    rows = input.shape[0]
+    for name, values in (("target_offsets", offsets), ("target_indices", indices)):
+        if values.device != input.device:
+            raise value_error(
+                name,
+                got=f"a tensor on {values.device}",
+                want=f"input's device, {input.device}",
+                fix=f"move it with .to({str(input.device)!r})",
+            )
     if offsets.numel() != rows + 1:
         raise value_error(
             "target_offsets", got=f"{offsets.numel()} entries", want=f"n + 1 = {rows + 1}", fix="pass CSR row offsets"

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
+from clipkit.engine.precision import accumulation
 from clipkit.functional._checks import as_scalar, check_nonempty, check_pair, common_type
-from clipkit.functional._ops import accumulation, loss_op, nothing, register_unit_gradients, wants_gradient
+from clipkit.functional._ops import loss_op, nothing, register_unit_gradients, wants_gradient
 from clipkit.functional._products import Products
 from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks
 
@@ -56,7 +57,7 @@ def _siglip(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, want_gradients: bool, group: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, unit gradients of image, text, scale and bias in the accumulation type; empty where not wanted)."""
-    layout = Layout.of(image, group)
+    layout = Layout.of(image, group, (want_gradients,))
     check_nonempty(layout.total)
     loss, g_text, gt_image, g_sum = sweeps.sigmoid_sweep(
         image,
@@ -64,7 +65,7 @@ def _siglip(
         scale,
         bias,
         diagonal=layout.start,
-        want_gradients=want_gradients,
+        want_gradients=layout.wants[0],
         backend=backend,
     )
     loss = sum_over_ranks(loss, layout) / layout.total
@@ -72,7 +73,10 @@ def _siglip(
         return loss, nothing(loss), nothing(loss), nothing(loss), nothing(loss)
     unit = torch.full_like(loss, 1 / layout.total)
     gradients = Products(g_text, gt_image).collect(layout).unit_gradients(image, text, scale, unit, layout)
-    return loss, *gradients, unit * sum_over_ranks(g_sum, layout)
+    grad_bias = unit * sum_over_ranks(g_sum, layout)
+    if not want_gradients:  # another rank wanted its own
+        return loss, nothing(loss), nothing(loss), nothing(loss), nothing(loss)
+    return loss, *gradients, grad_bias
 
 
 @_siglip.register_fake

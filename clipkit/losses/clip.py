@@ -16,8 +16,7 @@ class ClipLoss(HostLoss):
 
     Args:
         local_loss, gather_with_grad, cache_labels, use_horovod: open_clip's choices between right and wrong gradients,
-        and its
-            caches. Accepted, kept as attributes, without effect: there is one mode, and it is exact.
+            and its caches. Accepted, kept as attributes, without effect: there is one mode, and it is exact.
         rank, world_size: accepted; the batch is shared by the process group.
         label_smoothing: as in `clipkit.clip_loss`.
         group: the process group that shares the batch; None for the world once torch.distributed is initialised.

@@ -16,8 +16,7 @@ class SigLipLoss(HostLoss):
 
     Args:
         cache_labels, dist_impl, chunk_size: open_clip's caches, exchange schedules and chunking. Accepted, kept as
-        attributes,
-            without effect: memory is bounded and the exchange exact in any case.
+            attributes, without effect: memory is bounded and the exchange exact in any case.
         rank, world_size: accepted; the batch is shared by the process group.
         group: the process group that shares the batch; None for the world once torch.distributed is initialised.
         backend: the engine's backend by name; None for the device's default.

@@ -5,13 +5,14 @@ Collectives belong to torch.distributed (gloo and NCCL both run); with one proce
 """
 
 from clipkit.parallel.collectives import gather_rows, logaddexp_over_ranks, scatter_sum_rows, sum_over_ranks
-from clipkit.parallel.layout import Layout, group_name, world_size_of
+from clipkit.parallel.layout import Layout, group_name, saved_like, world_size_of
 
 __all__ = [
     "Layout",
     "gather_rows",
     "group_name",
     "logaddexp_over_ranks",
+    "saved_like",
     "scatter_sum_rows",
     "sum_over_ranks",
     "world_size_of",

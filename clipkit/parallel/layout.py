@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 
 from clipkit.errors import type_error, value_error
-from clipkit.parallel.compat import all_gather_single
+from clipkit.parallel.compat import all_gather_single, resolve_group
 
 ALONE = ""
 """The group name that stands for "this process alone"."""
@@ -39,7 +40,7 @@ def find_group(name: str) -> ProcessGroup | None:
     """The process group called `name`; None for "" (this process alone)."""
     if name == ALONE:
         return None
-    return _resolve_process_group(GroupName(name))
+    return resolve_group(name)
 
 
 def world_size_of(name: str) -> int:
@@ -55,27 +56,32 @@ class Layout:
         group: the process group, None for this process alone.
         rank: this process's place in it.
         sizes: how many rows each rank holds.
+        wants: the gradients that at least one rank wants, in an order that is the loss's own. A rank that freezes a
+            tower, or has no rows, must still take part in what the others need.
     """
 
     group: ProcessGroup | None
     rank: int
     sizes: tuple[int, ...]
+    wants: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, rows: Tensor, group: str) -> Layout:
-        """Agree over `group` on who holds how many rows; `rows` [n, d] is what this rank holds.
+    def of(cls, rows: Tensor, group: str, wants: tuple[bool, ...] = ()) -> Layout:
+        """Agree over `group` on who holds how many rows; `rows` [n, d] is what this rank holds, `wants` what it wants.
 
-        Every rank sends (n, d), on the CPU where the group has a CPU backend, so that the device need not be waited
-        for.
+        Every rank sends a few integers, on the CPU where the group has a CPU backend, so that the device need not be
+        waited for.
 
         Raises:
-            ValueError: on every rank alike, when ranks disagree about d.
+            ValueError: on every rank alike, when ranks disagree about d or the dtype.
         """
         process_group = find_group(group)
         if process_group is None:
-            return cls(None, 0, (rows.shape[0],))
-        shapes = _exchange([rows.shape[0], rows.shape[1]], process_group, rows.device)
-        widths = sorted({width for _, width in shapes})
+            return cls(None, 0, (rows.shape[0],), wants)
+        dtype = zlib.crc32(str(rows.dtype).encode())
+        messages = _exchange([*rows.shape, dtype, *wants], process_group, rows.device)
+        sizes, all_widths, dtypes, *all_wants = zip(*messages, strict=True)
+        widths = sorted(set(all_widths))
         if len(widths) > 1:
             raise value_error(
                 "features",
@@ -83,18 +89,26 @@ class Layout:
                 want="the same d on every rank",
                 fix="use the same model on every rank",
             )
-        return cls(process_group, dist.get_rank(process_group), tuple(count for count, _ in shapes))
+        if len(set(dtypes)) > 1:
+            raise value_error(
+                "features",
+                got=f"{rows.dtype} on this rank, another dtype on ranks {_others(dtypes, dtype)}",
+                want="the same dtype on every rank",
+                fix="convert with .to(...), a rank's empty features too",
+            )
+        return cls(process_group, dist.get_rank(process_group), sizes, tuple(any(want) for want in all_wants))
 
     @classmethod
-    def recall(cls, sizes: Tensor, group: str) -> Layout:
-        """The layout that `sizes_tensor` was made from, without communication."""
+    def recall(cls, saved: Tensor, group: str) -> Layout:
+        """The layout that `saved` was made from, without communication."""
         process_group = find_group(group)
         rank = 0 if process_group is None else dist.get_rank(process_group)
-        return cls(process_group, rank, tuple(sizes.tolist()))
+        numbers, ranks = saved.tolist(), world_size_of(group)
+        return cls(process_group, rank, tuple(numbers[:ranks]), tuple(map(bool, numbers[ranks:])))
 
-    def sizes_tensor(self) -> Tensor:
-        """The sizes as an int64 CPU tensor [world size], for an op that may only save tensors."""
-        return torch.tensor(self.sizes, dtype=torch.int64)
+    def saved(self) -> Tensor:
+        """Sizes and wants as an int64 CPU tensor, for an op that may only save tensors; `recall` reads it."""
+        return torch.tensor([*self.sizes, *self.wants], dtype=torch.int64, device="cpu")
 
     @property
     def world_size(self) -> int:
@@ -115,6 +129,15 @@ class Layout:
     def mine(self) -> slice:
         """This rank's rows of the global batch."""
         return slice(self.start, self.start + self.sizes[self.rank])
+
+
+def saved_like(group: str, *, wants: int = 0) -> Tensor:
+    """The shape of `Layout.saved` with so many wants, for an op's fake."""
+    return torch.empty(world_size_of(group) + wants, dtype=torch.int64, device="cpu")
+
+
+def _others(dtypes: Sequence[int], mine: int) -> list[int]:
+    return [rank for rank, dtype in enumerate(dtypes) if dtype != mine]
 
 
 def _exchange(numbers: list[int], group: ProcessGroup, device: torch.device) -> list[list[int]]:

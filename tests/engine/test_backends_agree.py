@@ -8,7 +8,8 @@ import torch
 
 import clipkit
 from clipkit.engine import dispatch
-from tests.reference.cases import CASES, value_and_gradients
+from tests.reference import naive
+from tests.reference.cases import BY_NAME, CASES, value_and_gradients
 from tests.reference.naive import unit
 
 SHAPES = [(2, 6), (63, 7), (130, 40), (700, 12), (2500, 8)]
@@ -45,6 +46,31 @@ def test_the_compiled_backend_takes_views_with_any_strides():
     torch.testing.assert_close(
         clipkit.clip_loss(image, text, 9.0, backend="cpu"), clipkit.clip_loss(image, text, 9.0, backend="torch")
     )
+
+
+@pytest.mark.parametrize("scale", [-300.0, -1e-3, 0.0, 1e-20, 300.0])
+def test_any_scale_will_do(scale):
+    """Positives are left out by a mask: one that assumes a positive scale turns it round, or into NaN at zero."""
+    _skip_unless_compiled()
+    inputs, _ = BY_NAME["clip"].make(9, 5, torch.float32)
+    pair = {name: inputs[name] for name in ("a", "b")}
+    truth = value_and_gradients(naive.clip, {"image": pair["a"].double(), "text": pair["b"].double()}, {"scale": scale})
+    for backend in ("cpu", "torch"):
+        ours = value_and_gradients(lambda a, b, name=backend: clipkit.clip_loss(a, b, scale, backend=name), pair, {})
+        for mine, exact in zip(ours.values(), truth.values(), strict=True):
+            torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-6 * max(1.0, abs(scale)))
+
+
+def test_two_threads_give_the_same_bits_every_time():
+    _skip_unless_compiled()
+    inputs, _ = BY_NAME["clip"].make(1500, 8, torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        runs = [value_and_gradients(BY_NAME["clip"].ours, inputs, {}) for _ in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(run[name], runs[0][name]) for run in runs[1:] for name in run)
 
 
 def test_an_unknown_backend_is_named():

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_utils import CrossRefFakeMode
 
 from tests.reference.cases import CASES, value_and_gradients
 
@@ -19,6 +21,27 @@ def test_fullgraph_equals_eager(case):
     assert all(torch.equal(ours[name], eager[name]) for name in eager)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_second_batch_size_is_the_last_compilation(case):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda **values: 2.0 * case.ours(**values), fullgraph=True, backend=counter)
+    for rows in (12, 7, 20, 5):
+        value_and_gradients(compiled, *case.make(rows, 6, torch.float32))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_operators_return_what_the_compiler_was_told(case):
+    """Shapes, dtypes and strides, also for features that are transposed views: a compiled graph relies on them."""
+    inputs, constants = (
+        {n: v.T.contiguous().T if v.dim() == 2 else v for n, v in values.items()}
+        for values in case.make(12, 6, torch.float32)
+    )
+    with CrossRefFakeMode(ignore_op_fn=lambda operator: operator.namespace != "clipkit"):
+        value_and_gradients(case.ours, inputs, constants)
+
+
 @pytest.mark.parametrize(
     "case", [c for c in CASES if c.name in ("clip", "siglip", "gd_four_term")], ids=lambda c: c.name
 )
@@ -29,7 +52,7 @@ def test_the_registration_of_the_operators_holds(case):
     operator = getattr(torch.ops.clipkit, names[case.name]).default
     tensors = [value.requires_grad_() for value in inputs.values()] + list(constants.values())
     options = {
-        "clip": (0.1, "", ""),
+        "clip": (0.1, True, True, "", ""),
         "siglip": (True, "", ""),
         "gd_four_term": (torch.tensor(3.0), False, "", ""),
     }[case.name]

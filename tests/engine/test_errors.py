@@ -66,6 +66,22 @@ MISTAKES = [
         "teacher_image: got 2 rows",
     ),
     (lambda: clipkit.crd_loss(ROWS, ROWS, 1.0, ROWS, ROWS, 1.0, reduction="mean"), ValueError, "reduction: got 'mean'"),
+    (
+        lambda: clipkit.crd_loss(ROWS, ROWS, 1.0, ROWS.to("meta"), ROWS.to("meta"), 1.0),
+        ValueError,
+        "teacher_image: got a tensor on meta",
+    ),
+    (
+        lambda: clipkit.linear_bce_with_logits(ROWS, WEIGHT, None, OFFSETS.to("meta"), LABELS),
+        ValueError,
+        "target_offsets: got a tensor on meta",
+    ),
+    (
+        lambda: clipkit.linear_bce_with_logits(ROWS, WEIGHT, ROWS[0], OFFSETS, LABELS),
+        ValueError,
+        "bias: .*one value per label of the vocabulary",
+    ),
+    (lambda: clipkit.clip_loss(ROWS, ROWS, 1.0, label_smoothing="0.1"), TypeError, "label_smoothing: got a str"),
     (lambda: clipkit.icl_loss(ROWS, ROWS, WEIGHT[:3, :2], ROWS, 1.0), ValueError, "teacher_image: got 2 columns"),
     (lambda: clipkit.fd_loss(ROWS, ROWS, ROWS, ROWS, reduction="sum"), ValueError, "reduction: got 'sum'"),
     (lambda: clipkit.gd_loss(ROWS, ROWS, 1.0, ROWS, ROWS, 1.0, form="both"), ValueError, "form: got 'both'"),

@@ -5,6 +5,8 @@ survive.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -57,6 +59,18 @@ def test_autocast_does_not_reach_the_logits():
     with torch.autocast("cpu", torch.bfloat16):
         inside = clipkit.clip_loss(image, text, 100.0)
     assert torch.equal(inside, clipkit.clip_loss(image, text, 100.0))
+
+
+def test_float64_is_exact_where_softplus_is_nearly_linear():
+    """Margins between 20 and 40 nats: torch's default softplus drops up to 2e-9 there."""
+    eye = torch.eye(4, dtype=torch.float64)
+    for scale in (10.1, 12.0, 15.0):
+        loss = clipkit.clip_loss(eye, -eye, scale)
+        assert loss.item() == pytest.approx(math.log(3 + math.exp(-scale)) + scale, rel=1e-14)
+        exact = naive.info_nce(eye, -eye, 2 * scale)
+        assert clipkit.info_nce(eye, -eye, 2 * scale).item() == pytest.approx(exact.item(), rel=1e-14)
+        exact = naive.siglip(eye, -eye, 2 * scale, 1.0)
+        assert clipkit.siglip_loss(eye, -eye, 2 * scale, 1.0).item() == pytest.approx(exact.item(), rel=1e-14)
 
 
 @pytest.mark.parametrize("backend", ["torch", None])

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import clipkit
 from clipkit.functional import clip_loss
 from tests.parallel.ranks import run_on_ranks
-from tests.reference.cases import CASES, value_and_gradients
+from tests.reference.cases import BY_NAME, CASES, value_and_gradients
 from tests.reference.naive import unit
 
 SHARES = {2: [(5, 5), (7, 3), (0, 10)], 4: [(3, 3, 3, 3), (1, 4, 0, 2)]}
@@ -19,19 +19,26 @@ SHARES = {2: [(5, 5), (7, 3), (0, 10)], 4: [(3, 3, 3, 3), (1, 4, 0, 2)]}
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_losses_and_gradients_equal_one_process(world_size):
-    run_on_ranks(world_size, _every_case)
+    run_on_ranks(world_size, _every_case_and_subgroups)
 
 
 @pytest.mark.slow
 def test_on_two_ranks():
-    """Starting processes costs seconds, so these share them: a DDP step, a compiled loss, an error on every rank."""
+    """Starting processes costs seconds, so these share them: a DDP step, a compiled loss, errors on every rank."""
     run_on_ranks(2, _details)
 
 
 def _details(rank: int) -> None:
     _ddp_step(rank)
     _compiled(rank)
-    _different_widths(rank)
+    _different_features(rank)
+    _one_rank_wants_less(rank)
+
+
+def _every_case_and_subgroups(rank: int) -> None:
+    _every_case(rank)
+    if dist.get_world_size() == 4:
+        _two_groups_side_by_side(rank)
 
 
 def _every_case(rank: int) -> None:
@@ -62,11 +69,48 @@ def _every_case(rank: int) -> None:
                 )
 
 
-def _different_widths(rank: int) -> None:
-    """Ranks that disagree about d are told so on every rank, not left to hang."""
+def _different_features(rank: int) -> None:
+    """Ranks that disagree about d or the dtype are told so on every rank, not left to hang."""
     features = torch.ones(2, 3 + rank)
     with pytest.raises(ValueError, match=r"widths \[3, 4\] on different ranks"):
         clip_loss(features, features, 1.0, group=dist.group.WORLD)
+    features = torch.ones(2 - 2 * rank, 3, dtype=(torch.bfloat16, torch.float32)[rank])
+    with pytest.raises(ValueError, match=rf"another dtype on ranks \[{1 - rank}\]"):
+        clip_loss(features, features, 1.0, group=dist.group.WORLD)
+
+
+def _one_rank_wants_less(rank: int) -> None:
+    """A rank without samples passes empty constants, where another trains one tower or both: it must take part."""
+    mine = slice(0, 6) if rank == 0 else slice(6, 6)
+    for case in (case for case in CASES if "s" in case.pooled):
+        inputs, constants = case.make(6, 4, torch.float64)
+        whole = value_and_gradients(case.ours, inputs, constants)
+        for frozen in ("", "a", "b"):
+            trained = {name for name in inputs if name in case.pooled or (rank == 0 and name != frozen)}
+            leaves = {
+                name: (value if name in case.pooled else value[mine]).clone().requires_grad_(name in trained)
+                for name, value in inputs.items()
+            }
+            loss = case.ours(**leaves, **{n: v[mine] for n, v in constants.items()}, group=dist.group.WORLD)
+            loss.backward()
+            for name in trained & whole.keys():
+                actual = leaves[name].grad / (1 if name in case.pooled else 2)
+                torch.testing.assert_close(actual, whole[name], rtol=1e-10, atol=1e-12)
+
+
+def _two_groups_side_by_side(rank: int) -> None:
+    """Ranks 1, 3 and ranks 0, 2 each share a batch: a place in the group is not a rank of the world."""
+    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    group, mine = groups[rank % 2], slice(0, 4) if rank < 2 else slice(4, 7)
+    inputs, _ = BY_NAME["clip"].make(7, 6, torch.float64)
+    whole = value_and_gradients(BY_NAME["clip"].ours, inputs, {})
+    image, text = (inputs[name][mine].requires_grad_() for name in ("a", "b"))
+    loss = clipkit.ClipLoss(group=group)(image, text, inputs["s"])
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), whole["loss"])
+    torch.testing.assert_close([image.grad / 2, text.grad / 2], [whole["a"][mine], whole["b"][mine]])
+    with pytest.raises(TypeError, match=r"group: got .* that this rank belongs to"):
+        clip_loss(image, text, 1.0, group=groups[1 - rank % 2])
 
 
 def _ddp_step(rank: int) -> None:

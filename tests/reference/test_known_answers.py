@@ -211,6 +211,25 @@ class TestFastCLIP:
         assert torch.equal(slow[1], at_once[1])
         assert torch.equal(slow[2], at_once[2])
 
+    def test_the_first_estimate_is_the_decoupled_contrastive_loss(self):
+        """log g is DCL's row loss less log(N - 1): the positive is in no denominator."""
+        for image, text, scale, expected in (
+            (EYE4, EYE4, 4.0, -2.90138771133189),
+            (S3, EYE3, 1.0, -0.6867383124817771),
+        ):
+            never = torch.full((len(image),), -torch.inf, dtype=torch.float64)
+            _, rows, columns = clipkit.global_contrastive_loss(image, text, scale, never, never, gamma=0.5)
+            close((rows.mean() + columns.mean()) / 2 + math.log(len(image) - 1), expected)
+
+    def test_the_surrogate_lies_between_zero_and_one_over_gamma_and_is_one_on_the_first_visit(self):
+        never = torch.full((3,), -torch.inf, dtype=torch.float64)
+        for gamma in (0.01, 0.2, 0.9):
+            loss, *_ = clipkit.global_contrastive_loss(IMAGE, TEXT, 9.0, never, never, gamma=gamma, eps=0.0)
+            close(loss, 1.0)
+            tiny = torch.full((3,), -1e4, dtype=torch.float64)
+            loss, *_ = clipkit.global_contrastive_loss(IMAGE, TEXT, 9.0, tiny, tiny, gamma=gamma, eps=0.0)
+            close(loss, 1 / gamma, 1e-9)
+
     def test_the_callers_state_is_not_changed(self):
         state = torch.zeros(3, dtype=torch.float64)
         clipkit.global_contrastive_loss(IMAGE, TEXT, 2.0, state, state, gamma=0.2)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from clipkit.engine.precision import softplus
 from clipkit.engine.torch_backend.tiles import Form
 
 
@@ -28,7 +28,7 @@ def softmax_sweep(
         # Margin form: log-sum-exp over the negatives minus the positive; softplus of it is the loss, exact when tiny.
         negatives = torch.logsumexp(tile, dim=1, keepdim=True)
         margin = negatives - positive
-        loss += F.softplus(margin).sum()
+        loss += softplus(margin).sum()
         if g_y is None and gt_x is None:
             continue
         weights = tile.sub_(torch.logaddexp(negatives, positive)).exp_()

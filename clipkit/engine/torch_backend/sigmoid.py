@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from clipkit.engine.torch_backend.tiles import Form, positives, row_blocks, widen
+from clipkit.engine.precision import softplus, widen
+from clipkit.engine.torch_backend.tiles import Form, positives, row_blocks
 
 
 def sigmoid_sweep(
@@ -23,7 +23,7 @@ def sigmoid_sweep(
         # Where z = +1 the sign is turned, so that one softplus and one sigmoid serve both cases without cancellation.
         tile = form.logits(rows).add_(bias)
         positives(tile, rows, diagonal).neg_()
-        loss += F.softplus(tile).sum()
+        loss += softplus(tile).sum()
         if g_y is None or gt_x is None or g_sum is None:
             continue
         weights = tile.sigmoid_()
@@ -51,7 +51,7 @@ def labelled_sigmoid_sweep(
         at = (torch.where(here, target_rows - rows.start, height), target_indices)
         buffer[height] = 0.0
         buffer[at] = -buffer[at]
-        loss += F.softplus(tile).sum()
+        loss += softplus(tile).sum()
         if g_w is None or gt_x is None or g_columns is None:
             continue
         weights = tile.sigmoid_()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipkit.engine.precision import accumulation, widen
+
 _WORKSPACE_BYTES = {"cuda": 256 << 20}
 _DEFAULT_WORKSPACE_BYTES = 4 << 20
 _FEWEST_ROWS = 64
@@ -17,21 +19,9 @@ tower.
 """
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What products accumulate in and statistics are kept in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def widen(features: Tensor) -> Tensor:
-    """Features in the accumulation type. A product of widened 16-bit numbers is exact, so nothing is rounded but the
-    sum.
-    """
-    return features.to(compute_dtype(features.dtype))
-
-
 def row_blocks(rows: int, columns: int, like: Tensor) -> Iterator[slice]:
     """Consecutive blocks of rows whose [block, columns] tile fits the workspace."""
-    itemsize = torch.finfo(compute_dtype(like.dtype)).bits // 8
+    itemsize = accumulation(like).itemsize
     budget = _WORKSPACE_BYTES.get(like.device.type, _DEFAULT_WORKSPACE_BYTES)
     height = max(_FEWEST_ROWS, budget // max(1, columns * itemsize))
     for start in range(0, rows, height):
@@ -49,7 +39,7 @@ class Form:
     @classmethod
     def of(cls, x: Tensor, y: Tensor, scale: Tensor) -> Form:
         """Both towers widened once; O((n + m)·d) memory, and nothing at all for fp32 and float64 inputs."""
-        return cls(widen(x), widen(y), scale.to(compute_dtype(x.dtype)))
+        return cls(widen(x), widen(y), scale.to(accumulation(x)))
 
     def logits(self, rows: slice) -> Tensor:
         """The tile S[rows, :]; the scale multiplies the fp32 product, never an operand."""
