@@ -4,8 +4,8 @@ teacher's.
 
 With S and T the student's and teacher's logits, P, Q and Pᵗ, Qᵗ their row and column softmaxes:
 rows KL_i = Σ_j Pᵗ_ij (T_ij - S_ij) - (LSE T_i - LSE S_i), columns alike, and ∂L/∂S = (w/N) (P - Pᵗ + Q - Qᵗ).
-Accumulating the difference T - S, not two means of size 100, keeps the loss accurate near zero and exactly zero for
-identical models.
+Accumulating the difference T - S, not two means of size 100, keeps the loss to about 1e-7 nats in fp32, and exactly
+zero for identical models.
 """
 
 from __future__ import annotations
