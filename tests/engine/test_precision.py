@@ -12,7 +12,7 @@ import torch
 
 import clipkit
 from tests.reference import naive
-from tests.reference.cases import CASES, value_and_gradients
+from tests.reference.cases import BY_NAME, CASES, value_and_gradients
 from tests.reference.naive import unit
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
@@ -59,6 +59,17 @@ def test_autocast_does_not_reach_the_logits():
     with torch.autocast("cpu", torch.bfloat16):
         inside = clipkit.clip_loss(image, text, 100.0)
     assert torch.equal(inside, clipkit.clip_loss(image, text, 100.0))
+
+
+@pytest.mark.parametrize("backend", ["torch", None])
+@pytest.mark.parametrize("name", ["clip", "info_nce"])
+def test_well_learned_pairs_keep_their_digits_in_fp32(name, backend):
+    """Loss and gradients of 2e-6: differences of fp32 numbers near 14 and 1 would leave one digit of them or none."""
+    pair = {"a": torch.eye(4), "b": torch.eye(4), "s": torch.tensor(1 / 0.07)}
+    exact = value_and_gradients(BY_NAME[name].naive, {key: value.double() for key, value in pair.items()}, {})
+    ours = value_and_gradients(lambda **values: BY_NAME[name].ours(**values, backend=backend), pair, {})
+    for key, expected in exact.items():
+        assert _relative(ours[key], expected) < 1e-5, key
 
 
 def test_float64_is_exact_where_softplus_is_nearly_linear():
