@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss on a card: as close to float64 as on the CPU, bit-equal twice, and no wait for the device on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clipkit
+from tests.reference.cases import CASES, value_and_gradients
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+
+
+def _on_card(tensors):
+    return {name: value.cuda() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_losses_equal_float64(case, dtype):
+    inputs, constants = case.make(300, 40, dtype)
+    truth = value_and_gradients(
+        case.naive,
+        {name: value.double() for name, value in inputs.items()},
+        {n: v.double() if v.is_floating_point() else v for n, v in constants.items()},
+    )
+    call = _offsets_on_card(case)
+    ours = value_and_gradients(call, _on_card(inputs), _on_card(constants))
+    again = value_and_gradients(call, _on_card(inputs), _on_card(constants))
+    for name, expected in truth.items():
+        error = float((ours[name].double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30))
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+        assert torch.equal(ours[name], again[name]), f"{name} differs from run to run"
+
+
+def _offsets_on_card(case):
+    if case.name != "linear_bce":
+        return case.ours
+
+    def call(x, w, c, labels):
+        offsets = torch.arange(len(x) + 1, device=labels.device) * labels.shape[1]
+        return clipkit.linear_bce_with_logits(x, w, c, offsets, labels.reshape(-1))
+
+    return call
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_waits_for_the_device(case):
+    inputs, constants = (_on_card(tensors) for tensors in case.make(64, 16, torch.bfloat16))
+    call = _offsets_on_card(case)
+    value_and_gradients(call, inputs, constants)  # allocations and lazy initialisation
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value_and_gradients(call, inputs, constants)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_triton_backend_equals_float64(dtype):
+    pytest.importorskip("triton")
+    case = next(case for case in CASES if case.name == "clip")
+    inputs, _ = case.make(700, 96, dtype)
+    truth = value_and_gradients(case.naive, {name: value.double() for name, value in inputs.items()}, {})
+    ours = value_and_gradients(lambda **values: case.ours(**values, backend="triton"), _on_card(inputs), {})
+    for name, expected in truth.items():
+        error = float((ours[name].double().cpu() - expected).norm() / expected.norm())
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
