@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. A user's mistake is one line on stderr and exit code 2, never a traceback."""
+    _let_waiting_threads_sleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in arguments if not word.startswith("-")), None)
     options = build_parser(verb).parse_args(arguments)
@@ -54,3 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise  # a subclass (UnicodeDecodeError, ...) is a defect of ours: keep its traceback
         print(f"clipkit {verb}: {error}", file=sys.stderr)
         return _USAGE_EXIT_CODE
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Before torch loads OpenMP, which by default spins at barriers: on two cores beside one other busy process that
+    made training 2.5 times slower than sleeping does (15 times beside several), and on quiet cores 7 % faster."""
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
