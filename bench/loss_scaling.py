@@ -73,6 +73,7 @@ def measure_memory(name: str, rows: int) -> float:
         capture_output=True,
         text=True,
         check=True,
+        cwd=Path(__file__).parent.parent,
     )
     return float(run.stdout)
 
