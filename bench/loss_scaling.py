@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,7 +152,8 @@ def main() -> None:
         result = json.loads(options.draw.read_text())
     else:
         rows = measure(tuple(options.sizes), options.repeats)
-        path = record.write("loss-scaling", COMMAND, {"d": WIDTH, "dtype": "float32", "rows": rows})
+        command = shlex.join([*COMMAND.split(), *sys.argv[1:]])
+        path = record.write("loss-scaling", command, {"d": WIDTH, "dtype": "float32", "rows": rows})
         print(f"wrote {path}")
         result = json.loads(path.read_text())
     stamp = result["environment"]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -119,7 +121,7 @@ def main() -> None:
         "seconds": {name: record.summary(values) for name, values in seconds.items()},
         "peer_over_clipkit": {"median": ratios[len(ratios) // 2], "min": ratios[0], "max": ratios[-1]},
     }
-    path = record.write("step", f"{COMMAND} --config {options.config}", body)
+    path = record.write("step", shlex.join([*COMMAND.split(), *sys.argv[1:]]), body)
     for name, values in body["seconds"].items():
         print(f"{name:30s} {1e3 * values['median']:8.1f} ms  [{1e3 * values['min']:.1f}, {1e3 * values['max']:.1f}]")
     print(f"peer / clipkit: {body['peer_over_clipkit']}\nwrote {path}")
