@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _let_waiting_threads_sleep() -> None:
-    """Before torch loads OpenMP, which by default spins at barriers: on two cores beside one other busy process that
-    made training 2.5 times slower than sleeping does (15 times beside several), and on quiet cores 7 % faster."""
+    """Before torch loads OpenMP, which by default spins at barriers: on two cores shared with another busy process,
+    training then slows down several times more than with threads that sleep."""
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
