@@ -121,7 +121,7 @@ def pair_statistics(
     backend: str = "",
 ) -> PairStatistics:
     """Statistics of a student's and a teacher's form over the same pairs; both tiles are made together, neither is
-    stored.
+    stored. No loss calls it any more: `pair_divergence` is more accurate and needs `log_sum_exps` alone.
     """
     return choose("pair_statistics", x, backend)(x, y, scale, x_teacher, y_teacher, teacher_scale)
 
@@ -140,7 +140,9 @@ def pair_products(
     column_teacher: Tensor,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """(G Y, Gᵀ X) for G = P - P_teacher + Q - Q_teacher, from the four log-sum-exps."""
+    """(G Y, Gᵀ X) for G = P - P_teacher + Q - Q_teacher, from the four log-sum-exps. No loss calls it any more:
+    `pair_divergence` makes them in the sweep that makes the loss.
+    """
     return choose("pair_products", x, backend)(
         x,
         y,
@@ -152,6 +154,61 @@ def pair_products(
         row_teacher=row_teacher,
         column_student=column_student,
         column_teacher=column_teacher,
+    )
+
+
+class PairDivergence(NamedTuple):
+    """How far a student's form is from a teacher's, over all pairs given: two sums, and the products of the gradient.
+
+    With P, Q the student's row and column softmax and Pt, Qt the teacher's:
+    divergence = Σ_ij Pt_ij φ(log P_ij/Pt_ij) + Qt_ij φ(log Q_ij/Qt_ij) for φ(r) = e^r - 1 - r, which over whole rows
+    and columns is the sum of their KL(teacher ‖ student); entropy = -Σ_ij Pt_ij log Pt_ij + Qt_ij log Qt_ij; g_y = G Y
+    [n, d] and gt_x = Gᵀ X [m, d] for G = P - Pt + Q - Qt, or None where not wanted.
+    """
+
+    divergence: Tensor
+    entropy: Tensor
+    g_y: Tensor | None
+    gt_x: Tensor | None
+
+
+def pair_divergence(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    x_teacher: Tensor,
+    y_teacher: Tensor,
+    teacher_scale: Tensor,
+    *,
+    row_student: Tensor,
+    row_teacher: Tensor,
+    column_student: Tensor,
+    column_teacher: Tensor,
+    want_x: bool = True,
+    want_y: bool = True,
+    backend: str = "",
+) -> PairDivergence:
+    """Divergence, entropy and products of a student's and a teacher's form in one sweep, from their four log-sum-exps
+    (`log_sum_exps` of either form, columns merged over ranks).
+
+    No term is negative, and an error in a log-sum-exp enters squared, so a divergence far below the rounding of the
+    logits is right if each term is. With r = (S - T) - (LSE_student - LSE_teacher), in this order: for |r| < 1/2 the
+    term is Pt φ(r), φ by its series, and P - Pt is Pt (r + φ(r)); beyond, P - Pt is the difference of the
+    exponentials, which cannot overflow, and the term is (P - Pt) - Pt r.
+    """
+    return choose("pair_divergence", x, backend)(
+        x,
+        y,
+        scale,
+        x_teacher,
+        y_teacher,
+        teacher_scale,
+        row_student=row_student,
+        row_teacher=row_teacher,
+        column_student=column_student,
+        column_teacher=column_teacher,
+        want_x=want_x,
+        want_y=want_y,
     )
 
 

@@ -11,7 +11,7 @@ from clipkit.engine.torch_backend.detached import softmax_sweep
 from clipkit.engine.torch_backend.exponential import exponential_products, log_sum_exps
 from clipkit.engine.torch_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.torch_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
-from clipkit.engine.torch_backend.two_forms import pair_products, pair_statistics
+from clipkit.engine.torch_backend.two_forms import pair_divergence, pair_products, pair_statistics
 
 __all__ = [
     "SWEEPS",
@@ -21,6 +21,7 @@ __all__ = [
     "labelled_sigmoid_sweep",
     "log_sum_exps",
     "obstacle",
+    "pair_divergence",
     "pair_products",
     "pair_statistics",
     "sigmoid_sweep",
