@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tile shapes per architecture, chosen by offline compilation (registers, spills, shared memory: tests/aot)."""
+"""Which tile a kernel gets: one look-up by card, kernel kind, input type and feature width.
+
+The rows are in tile_table.py, what a tile costs is in accounting.py, and autotune.py measures better rows on a card.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +23,50 @@ class TileConfig:
     group: int = 8
 
 
-# 16-bit inputs. Keys are the lowest compute capability (major * 10 + minor) that a row serves; the highest key at most
-# the card's wins. 128x256 moves three quarters of the operand bytes per FLOP of 128x128 and costs 128 accumulator
-# registers a thread; the 99 KB of shared memory on sm_86, sm_89 and sm_120 hold three stages of 128x128x64 only.
-HALF_CONFIGS: dict[int, TileConfig] = {
-    80: TileConfig(128, 128, 64, warps=8, stages=3),
-    90: TileConfig(128, 256, 64, warps=8, stages=3),
-    100: TileConfig(128, 256, 64, warps=8, stages=3),
-    120: TileConfig(128, 128, 64, warps=8, stages=3),
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: the tile for a kernel kind on cards of at least `capability` (major * 10 + minor), inputs
+    of `bits` bits an element and features up to `widest` wide.
+    """
+
+    capability: int
+    kind: str
+    bits: int
+    widest: int
+    tile: TileConfig
+
+
+# Accumulators (fp32 tiles of BLOCK_M x BLOCK_N) that a program of each kind holds at once.
+KINDS: dict[str, int] = {
+    "statistics": 1,
+    "gradient": 1,
+    "pair_statistics": 2,
+    "pair_gradient": 2,
+    "curvature": 3,
+    "repair": 1,
 }
-# fp32 inputs run on the ordinary FMA pipes: exact fp32 products, no TF32.
-SINGLE_CONFIG = TileConfig(64, 128, 32, warps=8, stages=2)
 # The interpreter runs programs one after another: small tiles give small tests their tile boundaries.
 INTERPRETER_CONFIG = TileConfig(64, 64, 32, warps=4, stages=1, group=2)
-# Lines that must be computed again; see kernels/repair.py.
-REPAIR_CONFIG = TileConfig(32, 64, 16, warps=4, stages=2)
 
 
-def config_for(device: torch.device, dtype: torch.dtype) -> TileConfig:
-    """The tile shape to use on a device for inputs of a dtype."""
+def tile_for(kind: str, device: torch.device, dtype: torch.dtype, width: int) -> TileConfig:
+    """The tile of a kernel kind on a device, for inputs of a dtype and features `width` wide."""
+    capability = capability_of(device)
+    return INTERPRETER_CONFIG if capability is None else best_row(kind, capability, 8 * dtype.itemsize, width).tile
+
+
+def best_row(kind: str, capability: int, bits: int, width: int) -> Row:
+    """The row of the newest architecture not above the card's, and of these the narrowest that holds the width."""
+    from .tile_table import TABLE
+
+    rows = [row for row in TABLE if (row.kind, row.bits) == (kind, bits) and row.widest >= width]
+    served = max((row.capability for row in rows if row.capability <= capability), default=rows[0].capability)
+    return min((row for row in rows if row.capability == served), key=lambda row: row.widest)
+
+
+def capability_of(device: torch.device) -> int | None:
+    """A card's compute capability as major * 10 + minor; None where the interpreter runs the kernels."""
     if device.type != "cuda":
-        return INTERPRETER_CONFIG
-    if dtype == torch.float32:
-        return SINGLE_CONFIG
+        return None
     major, minor = torch.cuda.get_device_capability(device)
-    return HALF_CONFIGS[max(key for key in HALF_CONFIGS if key <= max(80, major * 10 + minor))]
+    return major * 10 + minor

@@ -6,8 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from .tiles import LN2, LOG2E, lines, tile_products
 
 
 @triton.jit(do_not_specialize=["diagonal"])
@@ -15,40 +14,35 @@ def repair_rows(
     x,
     y,
     scale,
-    suspect,
-    log_sum,
     rows,
     columns,
     x_stride,
     y_stride,
     diagonal,
+    suspect,
+    log_sum,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
     WITHOUT_DIAGONAL: tl.constexpr,
 ):
     """One program, BLOCK_M rows: returns at once unless one of them is suspect, else overwrites log_sum of the suspect
     ones with a running-maximum pass over all columns. Arguments as in tile_statistics; columns are repaired by
     swapping x and y and negating the diagonal. The host never learns whether there was anything to do: nothing waits.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = lines(tl.program_id(0), BLOCK_M)
     marked = tl.load(suspect + i, mask=i < rows, other=0) != 0
     if tl.max(marked.to(tl.int32), 0) > 0:
         factor = tl.load(scale) * LOG2E
-        k = tl.arange(0, BLOCK_K)
         highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         for first in range(0, columns, BLOCK_N):
             j = first + tl.arange(0, BLOCK_N).to(tl.int64)
-            products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-            for start in range(0, WIDTH, BLOCK_K):
-                inside = start + k < WIDTH
-                x_at = x + i[:, None] * x_stride + (start + k)[None, :]
-                y_at = y + j[None, :] * y_stride + (start + k)[:, None]
-                a = tl.load(x_at, mask=(i[:, None] < rows) & inside[None, :], other=0.0)
-                b = tl.load(y_at, mask=(j[None, :] < columns) & inside[:, None], other=0.0)
-                products = tl.dot(a, b, products, input_precision="ieee")
+            products = tile_products(
+                x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
             logits = tl.where(j[None, :] < columns, products * factor, float("-inf"))
             if WITHOUT_DIAGONAL:
                 logits = tl.where(j[None, :] == i[:, None] + diagonal, float("-inf"), logits)

@@ -13,6 +13,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="triton is not installed: pip install 'clipkit-torch[triton]'")
 
 from clipkit.kernels import config  # noqa: E402
+from clipkit.kernels.tile_table import ANY  # noqa: E402
 
 ARCHS = [80, 90, 100, 120]
 # Shared memory one block may have, by compute capability (CUDA programming guide), in bytes. Card families that run a
@@ -80,6 +81,7 @@ def statistics(compile_kernel, arch, dtype, tile, *, even, width=512, without_di
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
+            "PRECISION": "ieee",
             "GROUP": tile.group,
             "EVEN_M": even,
             "EVEN_N": even,
@@ -100,8 +102,8 @@ def check_budget(result, arch, registers):
     assert result["shared"] <= SHARED_LIMIT[arch]
 
 
-def tile_for(arch, dtype):
-    return config.SINGLE_CONFIG if dtype == "fp32" else config.HALF_CONFIGS[arch]
+def tile_for(arch, dtype, kind="statistics"):
+    return config.best_row(kind, arch, 32 if dtype == "fp32" else 16, ANY).tile
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -143,7 +145,7 @@ def test_merge_kernel_keeps_its_budget(compile_kernel, arch, first, last):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_repair_kernel_keeps_its_budget(compile_kernel, arch, dtype):
-    tile = config.REPAIR_CONFIG
+    tile = tile_for(arch, dtype, "repair")
     result = compile_kernel(
         module="clipkit.kernels.repair",
         kernel="repair_rows",
@@ -153,6 +155,7 @@ def test_repair_kernel_keeps_its_budget(compile_kernel, arch, dtype):
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
+            "PRECISION": "ieee",
             "WITHOUT_DIAGONAL": True,
         },
         divisible=[*POINTERS, "x_stride", "y_stride"],
@@ -161,12 +164,3 @@ def test_repair_kernel_keeps_its_budget(compile_kernel, arch, dtype):
         stages=tile.stages,
     )
     check_budget(result, arch, registers=224)
-
-
-def test_every_card_gets_a_tile_that_fits_it():
-    """sm_86 and sm_89 have 99 KB, sm_103 and sm_121 come after the listed ones: the nearest lower row is used."""
-    fits = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
-    for capability, kilobytes in fits.items():
-        tile = config.HALF_CONFIGS[max(key for key in config.HALF_CONFIGS if key <= capability)]
-        operands = 2 * (tile.block_m + tile.block_n) * tile.block_k * tile.stages
-        assert operands <= kilobytes * 1024, f"sm_{capability}"

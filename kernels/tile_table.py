@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiles, one row a line: capability, kernel kind, bits of an input element, widest features, tile.
+
+A row serves its architecture and newer ones that have no row of that kind and type: the 80s are for sm_86 and sm_89 as
+well. Chosen by the accounting (accounting.py) and offline compilation (tests/aot); no row has been timed on a card
+unless its comment says so. `python -m clipkit.kernels.autotune` times candidates and writes such rows.
+
+16 bit: 128 x 256 moves three quarters of the operand bytes per FLOP of 128 x 128, and on sm_90 and sm_100 it is L2
+that feeds the matrix units; its 128 accumulators a thread leave room for one block a multiprocessor, so nothing
+overlaps its epilogue. At widths up to 256 the epilogue takes longer than the products, and two blocks of 128 x 128
+with four warps hide one another's. Elsewhere 99 KB of shared memory, or registers, stop at 128 x 128. Kinds with two
+and three accumulators have as much smaller tiles. 32 bit: the ordinary pipes, whose operands are registers too.
+"""
+
+from __future__ import annotations
+
+from .config import Row, TileConfig
+
+ANY = 1 << 30
+
+TABLE: tuple[Row, ...] = (
+    Row(80, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(90, "statistics", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
+    Row(90, "statistics", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
+    Row(100, "statistics", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
+    Row(100, "statistics", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
+    Row(120, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(80, "statistics", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
+    Row(80, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(90, "gradient", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
+    Row(90, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
+    Row(100, "gradient", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
+    Row(100, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
+    Row(120, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(80, "gradient", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
+    Row(80, "pair_statistics", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
+    Row(90, "pair_statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(120, "pair_statistics", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
+    Row(80, "pair_statistics", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),
+    Row(80, "pair_gradient", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
+    Row(90, "pair_gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(120, "pair_gradient", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
+    Row(80, "pair_gradient", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),
+    Row(80, "curvature", 16, ANY, TileConfig(64, 128, 64, warps=8, stages=3)),
+    Row(80, "curvature", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),
+    Row(80, "repair", 16, ANY, TileConfig(32, 64, 16, warps=4, stages=2)),
+    Row(80, "repair", 32, ANY, TileConfig(32, 64, 16, warps=4, stages=2)),
+)
