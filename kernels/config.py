@@ -40,8 +40,7 @@ class Row:
 KINDS: dict[str, int] = {
     "statistics": 1,
     "gradient": 1,
-    "pair_statistics": 2,
-    "pair_gradient": 2,
+    "pair": 2,
     "curvature": 3,
     "repair": 1,
 }
