@@ -27,6 +27,12 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = ("80", "89", "90a", "100a", "120a")
 # PTX of the oldest architecture rides along: cards between or after the listed ones compile it when they first load it.
 PTX_ARCH = "80"
+# A C++ file named *_<key>.cpp is compiled with these: code for processors that have them, called only where they do.
+INSTRUCTION_SETS = {
+    "avx2": "-mavx2 -mfma",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
+    "amx": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx512bf16 -mamx-tile -mamx-bf16",
+}
 
 
 class MissingToolError(Exception):
@@ -160,8 +166,17 @@ class NinjaBuild(build_ext):
         return None if result.returncode == 0 else result.stdout
 
 
+def instruction_flags(compiler: str, source: Path) -> str:
+    """What a file needs for the instruction set in its name; nothing where the compiler has no such flags (another kind
+    of processor, an old compiler): the file asks the preprocessor and then holds nothing.
+    """
+    flags = INSTRUCTION_SETS.get(source.stem.rpartition("_")[2], "")
+    probe = [*compiler.split(), *flags.split(), "-x", "c++", "-fsyntax-only", os.devnull]
+    return flags if flags and subprocess.run(probe, capture_output=True).returncode == 0 else ""
+
+
 def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
-    """The text of build.ninja. No -march: the sources clone their hot loops per instruction set, chosen when loaded."""
+    """The text of build.ninja. No -march: one build serves every processor, and picks its loops at run time."""
     archs = cuda_archs(nvcc) if nvcc else []
     gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     if archs:
@@ -176,7 +191,7 @@ def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     linker = f"{nvcc} {shared} -cudart static -Xlinker {strip}" if nvcc else f"{tools['cxx']} {shared} {strip}"
     cxx_flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -Wall {includes} {defines}"
     lines = [
-        f"rule cxx\n  command = {tools['cxx']} {cxx_flags}"
+        f"rule cxx\n  command = {tools['cxx']} {cxx_flags} $isa"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
         f"rule cuda\n  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC {' '.join(gencode)} -I{escape(ROOT / 'csrc')}"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
@@ -187,7 +202,8 @@ def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
         rule = {".cpp": "cxx", ".cu": "cuda"}.get(source.suffix)
         if rule == "cxx" or (rule == "cuda" and nvcc):
             objects.append(f"{source.parent.name}_{source.name}.o")
-            lines.append(f"build {objects[-1]}: {rule} {escape(source)}\n")
+            isa = instruction_flags(tools["cxx"], source) if rule == "cxx" else ""
+            lines.append(f"build {objects[-1]}: {rule} {escape(source)}\n  isa = {isa}\n")
     lines.append(f"build {escape(output)}: link {' '.join(objects)}\n")
     return "\n".join(lines)
 
