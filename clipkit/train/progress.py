@@ -7,7 +7,12 @@ import logging
 import shutil
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    _TextHandler = logging.StreamHandler[TextIO]
+else:
+    _TextHandler = logging.StreamHandler  # takes no subscript at run time before Python 3.11
 
 _REDRAW_SECONDS, _LINE_SECONDS = 0.1, 10.0
 _BAR_WIDTH = 20
@@ -44,7 +49,7 @@ class Progress:
             self._stream.flush()
 
 
-class ProgressAwareHandler(logging.StreamHandler[TextIO]):
+class ProgressAwareHandler(_TextHandler):
     """Writes log lines above the bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
