@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss asks of its arguments, so that a mistake is named before anything is computed."""
+"""What every loss asks of its arguments, so that a mistake is named before anything is computed, on every rank."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clipkit.engine import dispatch
 from clipkit.engine.precision import FLOATS, accumulation
 from clipkit.errors import type_error, value_error
+from clipkit.parallel import Layout, announced
 
 
 def check_features(**named: Tensor) -> None:
@@ -83,15 +85,26 @@ def check_fraction(argument: str, value: float, *, low: float, high: float, low_
         raise value_error(argument, got=value, want=want, fix="correct the setting")
 
 
-def check_nonempty(total: int, least: int = 1) -> None:
-    """The global batch has at least `least` pairs."""
-    if total < least:
+def agree(
+    rows: Tensor, group: str, *settings: object, wants: Sequence[bool] = (), backend: str = "", least: int = 1
+) -> Layout:
+    """What an operator does first: the ranks agree on the batch, in which `rows` [n, d] are this rank's.
+
+    Raises:
+        ValueError: the backend cannot serve such tensors here; on every rank, when ranks disagree (`Layout.of`) or the
+            global batch has fewer than `least` rows.
+    """
+    with announced(group):
+        dispatch.choose("log_sum_exps", rows, backend)
+    layout = Layout.of(rows, group, wants=wants, settings=settings)
+    if layout.total < least:
         raise value_error(
             "image_features",
-            got=f"{total} rows in the global batch",
+            got=f"{layout.total} rows in the global batch",
             want=f"at least {least}",
             fix="skip the step when no rank has samples" if least == 1 else "use a larger batch: negatives are needed",
         )
+    return layout
 
 
 def check_vector(argument: str, vector: Tensor, length: int, like: Tensor, *, per: str) -> None:

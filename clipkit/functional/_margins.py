@@ -13,6 +13,14 @@ from clipkit.functional._products import positive_logits
 from clipkit.parallel import Layout, gather_rows, logaddexp_over_ranks
 
 
+def log_sum_exps_over_ranks(
+    x: Tensor, all_y: Tensor, scale: Tensor, layout: Layout, *, diagonal: int | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`clipkit.engine.sweeps.log_sum_exps` of this rank's rows [n], and of all columns over every rank's rows [N]."""
+    rows, columns = sweeps.log_sum_exps(x, all_y, scale, diagonal=diagonal, backend=backend)
+    return rows, logaddexp_over_ranks(columns, layout)
+
+
 class Margins(NamedTuple):
     """With δ the log-sum-exp over the negatives minus the positive: loss = softplus(δ), and the softmax misses 1 - P_ii
     = σ(δ).
@@ -34,8 +42,8 @@ class Margins(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, y: Tensor, all_y: Tensor, scale: Tensor, layout: Layout, backend: str) -> Margins:
         """Margins of this rank's rows `x`, `y` [n, d] against the whole batch, `all_y` [N, d] being every rank's y."""
-        rows, columns = sweeps.log_sum_exps(x, all_y, scale, diagonal=layout.start, backend=backend)
-        columns = logaddexp_over_ranks(columns, layout)[layout.mine]
+        rows, columns = log_sum_exps_over_ranks(x, all_y, scale, layout, diagonal=layout.start, backend=backend)
+        columns = columns[layout.mine]
         positive = positive_logits(x, y, scale)
         return cls(
             positive,

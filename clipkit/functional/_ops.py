@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a loss becomes an operator: registered with torch.library, so that torch.compile sees one node and no graph
 break.
+
+An operator makes its gradients in the forward, for an incoming gradient of one, and the backward only multiplies and
+casts. The sweeps are the same ones in the same number; but all that crosses ranks does so in the forward, so no rank
+can be left waiting in a backward, and what is kept between the two is this rank's gradients, never a gathered tower.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
+
+from clipkit.parallel import ALONE
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of the first three inputs of an operator, as its last outputs: for an incoming gradient of one, in the accumulation
+type, empty where this rank does not want it.
+"""
 
 
 def loss_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
@@ -33,33 +44,51 @@ def loss_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     return register
 
 
-def nothing(like: Tensor) -> Tensor:
-    """An empty tensor, for the outputs of an operator that were not asked for."""
-    return like.new_empty(0)
+def wanted(*inputs: Tensor) -> list[bool]:
+    """For each input of an operator, whether its gradient will be asked for."""
+    return [torch.is_grad_enabled() and value.requires_grad for value in inputs]
 
 
-def or_nothing(value: Tensor | None, like: Tensor) -> Tensor:
-    """`value`, or an empty tensor in its place: operators return tensors, not None."""
-    return nothing(like) if value is None else value
+def only_if(want: bool, gradient: Tensor | None, like: Tensor) -> Tensor:
+    """`gradient`, or an empty tensor where this rank does not want it: operators return tensors, not None."""
+    return gradient if want and gradient is not None else like.new_empty(0)
 
 
-def register_unit_gradients(operator: CustomOpDef) -> None:
-    """Autograd for an operator whose first output is its loss and whose others are the gradients of its first inputs.
+def only_wanted(wants: Sequence[bool], gradients: Sequence[Tensor | None], like: Tensor) -> Gradients:
+    """`only_if` for three of them."""
+    first, second, third = (only_if(*each, like) for each in zip(wants, gradients, strict=True))
+    return first, second, third
 
-    Losses that need no statistics make their gradients in the forward sweep, in the accumulation type and for an
-    incoming gradient of one; the backward only multiplies and casts.
+
+def nothing(like: Tensor) -> Gradients:
+    """Three gradients when no rank wants any."""
+    return only_wanted((False, False, False), (None, None, None), like)
+
+
+def fake_gradient(want: bool, value: Tensor, loss: Tensor) -> Tensor:
+    """The shape of `only_if` for the gradient of `value`, accumulated in the type of `loss`."""
+    return only_if(want, torch.empty_like(value, dtype=loss.dtype), loss)
+
+
+def fake_gradients(wants: Sequence[bool], loss: Tensor, *inputs: Tensor) -> Gradients:
+    """`fake_gradient` for three of them."""
+    return only_wanted(wants, [torch.empty_like(value, dtype=loss.dtype) for value in inputs], loss)
+
+
+def register_gradients(operator: CustomOpDef, *, count: int) -> None:
+    """Autograd for an operator whose first output is its loss, and whose last `count` are its first inputs' gradients
+    (`Gradients`). Outputs in between are results without a derivative.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*output[1:])
-        ctx.dtypes = [value.dtype for value in inputs[: len(output) - 1]]
-        ctx.others = len(inputs) - len(ctx.dtypes)
+        ctx.save_for_backward(*output[-count:])
+        ctx.dtypes = [value.dtype for value in inputs[:count]]
+        ctx.others = len(inputs) - count
 
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad
         gradients = [
             _once((saved * grad).to(dtype)) if want else None
-            for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, wanted, strict=False)
+            for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
         ]
         return (*gradients, *[None] * ctx.others)
 
@@ -87,34 +116,12 @@ def _once(gradient: Tensor) -> Tensor:
     return _Once.apply(gradient) if torch.is_grad_enabled() else gradient
 
 
-def only_if(want: bool, gradient: Tensor) -> Tensor:
-    """`gradient`, or an empty tensor in the place of one that was made because another rank wants its own."""
-    return gradient if want else nothing(gradient)
+def shared(loss: Tensor, group: str) -> Tensor:
+    """The loss of a batch that ranks share: one may call backward on it on every rank.
 
-
-def wants_gradient(*values: Tensor) -> bool:
-    """Whether a gradient of any of these will be asked for."""
-    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
-
-
-def register_closed_form(forward: CustomOpDef, backward: CustomOpDef, *, tensors: int) -> None:
-    """Autograd for a loss whose gradient needs the forward's statistics, by an operator of its own.
-
-    `forward` takes `tensors` tensors, then plain options, and returns (loss, residuals ...). `backward` takes the
-    incoming gradient, the options, the tensors and the residuals, and returns a gradient for each of the first of these
-    tensors, in the accumulation type (empty where not wanted).
+    Also on a rank that trains nothing itself (no rows, frozen towers), where autograd would refuse while the others
+    walk on into the collectives of DDP or FSDP.
     """
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:tensors], *output[1:])
-        ctx.options = inputs[tensors:]
-
-    def run_backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = backward(grad, *ctx.options, *ctx.saved_tensors)
-        kept = [
-            _once(gradient.to(value.dtype)) if want else None
-            for gradient, value, want in zip(gradients, ctx.saved_tensors, ctx.needs_input_grad, strict=False)
-        ]
-        return (*kept, *[None] * (tensors - len(kept) + len(ctx.options)))
-
-    forward.register_autograd(run_backward, setup_context=setup_context)
+    if group == ALONE or loss.requires_grad or not torch.is_grad_enabled():
+        return loss
+    return loss.requires_grad_()

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clipkit.engine.precision import accumulation, widen
-from clipkit.functional._ops import nothing, or_nothing, wants_gradient
+from clipkit.engine import sweeps
+from clipkit.engine.precision import widen
+from clipkit.functional._ops import Gradients, only_wanted
 from clipkit.parallel import Layout, scatter_sum_rows, sum_over_ranks
 
 
@@ -20,58 +22,76 @@ def positive_logits(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     return scale * torch.linalg.vecdot(widen(x), widen(y))
 
 
+def products_wanted(wants: Sequence[bool]) -> tuple[bool, bool]:
+    """Which of G Y and Gᵀ X the gradients of (x, y, scale) need: each tower its own, the scale alone one of them."""
+    want_x, want_y, want_scale = wants
+    return want_x or (want_scale and not want_y), want_y
+
+
 @dataclass(frozen=True)
 class Products:
-    """G Y [n, d] and Gᵀ X, unscaled, in the accumulation type; None where not wanted.
+    """This rank's rows of G Y [n, d] and Gᵀ X [n, d], summed over all pairs, unscaled, in the accumulation type.
 
-    `gt_x` has all N rows, summed over this rank's pairs only, until `collect` brings each rank its own rows, summed
-    over all.
+    None where not wanted.
     """
 
     g_y: Tensor | None
     gt_x: Tensor | None
 
-    def collect(self, layout: Layout) -> Products:
-        """Sum Gᵀ X over ranks and keep this rank's rows."""
-        return Products(self.g_y, None if self.gt_x is None else scatter_sum_rows(self.gt_x, layout))
+    @classmethod
+    def collect(cls, g_y: Tensor | None, gt_x: Tensor | None, layout: Layout) -> Products:
+        """From what a sweep returns: Gᵀ X has all N rows there, each summed over this rank's pairs only."""
+        return cls(g_y, None if gt_x is None else scatter_sum_rows(gt_x, layout))
 
-    def along_scale(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """Σ_ij G_ij <x_i, y_j> over all ranks, from either product: <X, G Y> = <Y, Gᵀ X>, O(n·d) and fp32
-        throughout.
+    @classmethod
+    def exponential(
+        cls,
+        x: Tensor,
+        all_y: Tensor,
+        scale: Tensor,
+        layout: Layout,
+        *,
+        row_offset: Tensor | None,
+        column_offset: Tensor | None,
+        diagonal_weight: Tensor,
+        wants: Sequence[bool],
+        backend: str,
+    ) -> Products:
+        """Of `clipkit.engine.sweeps.exponential_products`: `all_y` [N, d] is every rank's y, positives are `x`'s own
+        rows.
         """
-        if self.g_y is not None:
-            return sum_over_ranks(torch.sum(self.g_y * x), layout)
-        assert self.gt_x is not None, "at least one product must be wanted"
-        return sum_over_ranks(torch.sum(self.gt_x * y), layout)
+        want_x, want_y = products_wanted(wants)
+        products = sweeps.exponential_products(
+            x,
+            all_y,
+            scale,
+            row_offset=row_offset,
+            column_offset=column_offset,
+            diagonal=layout.start,
+            diagonal_weight=diagonal_weight,
+            want_x=want_x,
+            want_y=want_y,
+            backend=backend,
+        )
+        return cls.collect(*products, layout)
 
-    def unit_gradients(
-        self, x: Tensor, y: Tensor, scale: Tensor, unit: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, y and scale in the accumulation type when ∂L/∂S = unit · G; empty for a product that is
-        missing.
+    def gradients(
+        self, x: Tensor, y: Tensor, scale: Tensor, layout: Layout, *, unit: float, wants: Sequence[bool]
+    ) -> Gradients:
+        """Gradients of x, y and scale when ∂L/∂S = unit · G, empty where `wants` says that this rank needs none.
 
         Features carry the factor world_size that the mean of DDP or FSDP takes away; the scale's gradient is global
         already.
         """
-        to_features = unit * scale * layout.world_size
-        grad_x = None if self.g_y is None else self.g_y * to_features
-        grad_y = None if self.gt_x is None else self.gt_x * to_features
-        return or_nothing(grad_x, unit), or_nothing(grad_y, unit), unit * self.along_scale(x, y, layout)
+        along_scale = unit * self._along_scale(x, y, layout)  # before the products are scaled where they are
+        to_features = unit * layout.world_size * scale
+        towers = [None if product is None else product.mul_(to_features) for product in (self.g_y, self.gt_x)]
+        return only_wanted(wants, (*towers, along_scale), like=along_scale)
 
-
-def products_wanted(x: Tensor, y: Tensor) -> tuple[bool, bool]:
-    """Which of G Y and Gᵀ X this rank's backward needs: its own for each tower, and for the scale alone one of them."""
-    want_y = wants_gradient(y)
-    return wants_gradient(x) or not want_y, want_y
-
-
-def fake_gradients(
-    grad: Tensor, x: Tensor, y: Tensor, scale: Tensor, want_x: bool = True, want_y: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes of `Products.unit_gradients`, for the operators that end in it."""
-    dtype = accumulation(x)
-    return (
-        torch.empty_like(x, dtype=dtype) if want_x else nothing(grad),
-        torch.empty_like(y, dtype=dtype) if want_y else nothing(grad),
-        torch.empty_like(scale),
-    )
+    def _along_scale(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        """Σ_ij G_ij <x_i, y_j> over all ranks, from either product: <X, G Y> = <Y, Gᵀ X>, O(n·d) and fp32
+        throughout.
+        """
+        product, tower = (self.g_y, x) if self.g_y is not None else (self.gt_x, y)
+        assert product is not None, "at least one product must be wanted"
+        return sum_over_ranks(torch.sum(product * tower), layout)

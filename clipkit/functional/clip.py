@@ -12,17 +12,19 @@ softplus(δ_i) and 1 - P_ii = σ(δ_i). In fp32 r_i - S_ii itself would be a dif
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipkit.engine import sweeps
 from clipkit.engine.precision import accumulation, softplus, widen
-from clipkit.functional._checks import as_scalar, check_fraction, check_nonempty, check_pair, common_type
+from clipkit.functional._checks import agree, as_scalar, check_fraction, check_pair, common_type
 from clipkit.functional._margins import Margins
-from clipkit.functional._ops import loss_op, nothing, only_if, register_closed_form
-from clipkit.functional._products import Products, fake_gradients, products_wanted
-from clipkit.parallel import Layout, gather_rows, group_name, saved_like, sum_over_ranks, world_size_of
+from clipkit.functional._ops import fake_gradients, loss_op, nothing, register_gradients, shared, wanted
+from clipkit.functional._products import Products
+from clipkit.parallel import Layout, announced, gather_rows, group_name, sum_over_ranks
 
 
 def clip_loss(
@@ -51,131 +53,92 @@ def clip_loss(
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
-        ValueError: shapes, widths or devices that do not fit together, an unknown or unusable backend, or an empty
-        global batch.
+        ValueError: shapes, widths or devices that do not fit together, an unknown or unusable backend, an empty global
+            batch; on every other rank of the group, that one rank's arguments were refused.
     """
-    check_pair(image_features=image_features, text_features=text_features)
-    check_fraction("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    image, text = common_type(image_features, text_features)
-    scale = as_scalar("logit_scale", logit_scale, image)
-    options = (float(label_smoothing), *products_wanted(image, text), group_name(group), backend or "")
-    return _clip_forward(image, text, scale, *options)[0]
+    name = group_name(group)
+    with announced(name):
+        check_pair(image_features=image_features, text_features=text_features)
+        check_fraction("label_smoothing", label_smoothing, low=0.0, high=1.0)
+        image, text = common_type(image_features, text_features)
+        scale = as_scalar("logit_scale", logit_scale, image)
+    wants = wanted(image, text, scale)
+    return shared(_clip(image, text, scale, float(label_smoothing), wants, name, backend or "")[0], name)
 
 
-@loss_op("clip_forward")
-def _clip_forward(
+@loss_op("clip")
+def _clip(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
     label_smoothing: float,
-    want_image: bool,
-    want_text: bool,
+    wants: Sequence[bool],
     group: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, row LSE [n], column LSE [N], positives' weight in G [n], all ranks' text [N, d] unless alone, layout)."""
-    layout = Layout.of(image, group, (want_image, want_text))
-    check_nonempty(layout.total)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, unit gradients of image, text and scale)."""
+    layout = agree(image, group, "clip_loss", label_smoothing, wants=wants, backend=backend)
     all_text = gather_rows(text, layout)
     margins = Margins.of(image, text, all_text, scale, layout, backend)
     losses = softplus(margins.row) + softplus(margins.column)
     loss = sum_over_ranks(losses.sum(), layout) / (2 * layout.total)
-    if label_smoothing:
-        loss = loss + label_smoothing * _smoothing_term(image, text, margins.positive, scale, layout)
-    diagonal_weight = -(torch.sigmoid(margins.row) + torch.sigmoid(margins.column))
-    kept_text = nothing(text) if layout.group is None else all_text
-    return loss, margins.row_lse, margins.column_lse, diagonal_weight, kept_text, layout.saved()
-
-
-@_clip_forward.register_fake
-def _(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    label_smoothing: float,
-    want_image: bool,
-    want_text: bool,
-    group: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype, rows, ranks = accumulation(image), image.shape[0], world_size_of(group)
-    total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
-    kept_text = nothing(text) if ranks == 1 else text.new_empty(total, text.shape[1])
-    vector, loss = image.new_empty(rows, dtype=dtype), image.new_empty((), dtype=dtype)
-    column_lse, layout = image.new_empty(total, dtype=dtype), saved_like(group, wants=2)
-    return loss, vector, column_lse, torch.empty_like(vector), kept_text, layout
-
-
-@loss_op("clip_backward")
-def _clip_backward(
-    grad: Tensor,
-    label_smoothing: float,
-    want_image: bool,
-    want_text: bool,
-    group: str,
-    backend: str,
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    diagonal_weight: Tensor,
-    kept_text: Tensor,
-    saved_layout: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of image, text and scale in the accumulation type; a tower's is empty where not wanted."""
-    layout = Layout.recall(saved_layout, group)
-    g_text, gt_image = sweeps.exponential_products(
+    smoothing = _Smoothing.of(image, text, label_smoothing, layout) if label_smoothing else None
+    if smoothing:
+        loss = loss + smoothing.loss(margins.positive, scale, layout)
+    if not any(layout.wants):
+        return loss, *nothing(loss)
+    products = Products.exponential(
         image,
-        text if layout.group is None else kept_text,
+        all_text,
         scale,
-        row_offset=row_lse,
-        column_offset=column_lse,
-        diagonal=layout.start,
-        diagonal_weight=diagonal_weight,
-        want_x=layout.wants[0],
-        want_y=layout.wants[1],
+        layout,
+        row_offset=margins.row_lse,
+        column_offset=margins.column_lse,
+        diagonal_weight=-(torch.sigmoid(margins.row) + torch.sigmoid(margins.column)),
+        wants=layout.wants,
         backend=backend,
     )
-    products = Products(g_text, gt_image).collect(layout)
-    if label_smoothing:
-        _add_smoothing_gradient(products, image, text, label_smoothing, layout)
-    unit = grad / (2 * layout.total)
-    grad_image, grad_text, grad_scale = products.unit_gradients(image, text, scale, unit, layout)
-    return only_if(want_image, grad_image), only_if(want_text, grad_text), grad_scale
+    if smoothing:
+        smoothing.add_to(products, image, text)
+    return loss, *products.gradients(image, text, scale, layout, unit=1 / (2 * layout.total), wants=wants)
 
 
-@_clip_backward.register_fake
+@_clip.register_fake
 def _(
-    grad: Tensor,
-    label_smoothing: float,
-    want_image: bool,
-    want_text: bool,
-    group: str,
-    backend: str,
     image: Tensor,
     text: Tensor,
     scale: Tensor,
-    *rest: object,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(grad, image, text, scale, want_image, want_text)
+    label_smoothing: float,
+    wants: Sequence[bool],
+    group: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss = image.new_empty((), dtype=accumulation(image))
+    return loss, *fake_gradients(wants, loss, image, text, scale)
 
 
-register_closed_form(_clip_forward, _clip_backward, tensors=3)
+register_gradients(_clip, count=3)
 
 
-def _smoothing_term(image: Tensor, text: Tensor, positive: Tensor, scale: Tensor, layout: Layout) -> Tensor:
-    """mean_i S_ii - mean_ij S_ij: the sum over all logits is rank one, s <Σ image, Σ text>, so it costs O(n·d)."""
-    sum_image, sum_text = (sum_over_ranks(widen(tower).sum(0), layout) for tower in (image, text))
-    every_logit = scale * torch.dot(sum_image, sum_text)
-    return (sum_over_ranks(positive.sum(), layout) - every_logit / layout.total) / layout.total
+class _Smoothing(NamedTuple):
+    """The rank-one part of label smoothing, ε (mean_i S_ii - mean_ij S_ij): from the towers' means, in O(n·d)."""
 
+    amount: float
+    mean_image: Tensor
+    mean_text: Tensor
 
-def _add_smoothing_gradient(
-    products: Products, image: Tensor, text: Tensor, label_smoothing: float, layout: Layout
-) -> None:
-    """Add the rank-one part, 2ε (own pair - mean of the other tower), in the units of `Products`."""
-    for product, other in ((products.g_y, text), (products.gt_x, image)):
-        if product is not None:
-            mean = sum_over_ranks(widen(other).sum(0), layout) / layout.total
-            product.add_(widen(other) - mean, alpha=2 * label_smoothing)
+    @classmethod
+    def of(cls, image: Tensor, text: Tensor, amount: float, layout: Layout) -> _Smoothing:
+        sums = sum_over_ranks(torch.stack([widen(tower).sum(0) for tower in (image, text)]), layout)
+        return cls(amount, *(sums / layout.total))
+
+    def loss(self, positive: Tensor, scale: Tensor, layout: Layout) -> Tensor:
+        """What it adds to the loss; `positive` [n] are this rank's S_ii."""
+        mean_logit = scale * torch.dot(self.mean_image, self.mean_text)
+        return self.amount * (sum_over_ranks(positive.sum(), layout) / layout.total - mean_logit)
+
+    def add_to(self, products: Products, image: Tensor, text: Tensor) -> None:
+        """Add 2ε (own pair - mean of the other tower), its part of G in the units of `products`."""
+        for product, other, mean in ((products.g_y, text, self.mean_text), (products.gt_x, image, self.mean_image)):
+            if product is not None:
+                product.add_(widen(other) - mean, alpha=2 * self.amount)

@@ -5,16 +5,16 @@ matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from clipkit.engine.precision import widen
-from clipkit.functional._checks import check_choice, check_nonempty, check_pair, common_type
-from clipkit.functional._ops import loss_op, nothing, register_unit_gradients, wants_gradient
-from clipkit.parallel import Layout, group_name, sum_over_ranks
+from clipkit.engine.precision import accumulation, widen
+from clipkit.functional._checks import agree, check_choice, check_pair, common_type
+from clipkit.functional._ops import fake_gradient, loss_op, only_if, register_gradients, shared, wanted
+from clipkit.parallel import announced, group_name, sum_over_ranks
 
 
 def fd_loss(
@@ -37,7 +37,7 @@ def fd_loss(
         reduction: "sample" is eq. 11, the squared norm averaged over the N samples; "element" also divides by d, the
             unit of the paper's released weights (2000 there is 2000/d here, 3.906 for d = 512).
         group: the process group that shares the batch; None for this process alone.
-        backend: accepted for uniformity; there is no pairwise sweep to choose.
+        backend: accepted and checked for uniformity; there is no pairwise sweep to choose.
 
     Returns:
         0-D fp32 (float64 for float64 inputs), equal on every rank; gradients as `clip_loss` describes.
@@ -45,38 +45,55 @@ def fd_loss(
     Raises:
         TypeError, ValueError: as `clip_loss`, or an unknown reduction.
     """
-    check_pair(
-        student_image=student_image, student_text=student_text, teacher_image=teacher_image, teacher_text=teacher_text
-    )
-    check_choice("reduction", reduction, ("sample", "element"))
-    image, text, to_image, to_text = common_type(student_image, student_text, teacher_image, teacher_text)
-    want = wants_gradient(image, text)
-    loss = _squared_distance(image, text, to_image.detach(), to_text.detach(), want, group_name(group))[0]
-    return loss / image.shape[1] if reduction == "element" else loss
+    name = group_name(group)
+    with announced(name):
+        check_pair(
+            student_image=student_image,
+            student_text=student_text,
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+        )
+        check_choice("reduction", reduction, ("sample", "element"))
+        image, text, to_image, to_text = common_type(student_image, student_text, teacher_image, teacher_text)
+    weight = 1 / image.shape[1] if reduction == "element" else 1.0
+    options = (weight, wanted(image, text), name, backend or "")
+    return shared(_squared_distance(image, text, to_image.detach(), to_text.detach(), *options)[0], name)
 
 
 @loss_op("squared_distance")
 def _squared_distance(
-    image: Tensor, text: Tensor, to_image: Tensor, to_text: Tensor, want_gradients: bool, group: str
+    image: Tensor,
+    text: Tensor,
+    to_image: Tensor,
+    to_text: Tensor,
+    weight: float,
+    wants: Sequence[bool],
+    group: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Σ squared distances / N over all ranks, unit gradients of image and text)."""
-    layout = Layout.of(image, group)
-    check_nonempty(layout.total)
-    image_gap, text_gap = widen(image) - widen(to_image), widen(text) - widen(to_text)
-    loss = sum_over_ranks(image_gap.square().sum() + text_gap.square().sum(), layout) / layout.total
-    if not want_gradients:
-        return loss, nothing(loss), nothing(loss)
-    unit = 2 * layout.world_size / layout.total
-    return loss, image_gap.mul_(unit), text_gap.mul_(unit)
+    """(weight · Σ squared distances / N over all ranks, unit gradients of image and text)."""
+    layout = agree(image, group, "fd_loss", weight, backend=backend)
+    gaps = [widen(image) - widen(to_image), widen(text) - widen(to_text)]
+    unit = weight / layout.total
+    loss = unit * sum_over_ranks(gaps[0].square().sum() + gaps[1].square().sum(), layout)
+    # No feature crosses ranks here; world_size is the mean over ranks that DDP or FSDP takes.
+    image_grad, text_grad = (gap.mul_(2 * unit * layout.world_size) for gap in gaps)
+    return loss, only_if(wants[0], image_grad, like=loss), only_if(wants[1], text_grad, like=loss)
 
 
 @_squared_distance.register_fake
 def _(
-    image: Tensor, text: Tensor, to_image: Tensor, to_text: Tensor, want_gradients: bool, group: str
+    image: Tensor,
+    text: Tensor,
+    to_image: Tensor,
+    to_text: Tensor,
+    weight: float,
+    wants: Sequence[bool],
+    group: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.empty_like(widen(image))
-    loss = wide.new_empty(())
-    return (loss, wide, torch.empty_like(wide)) if want_gradients else (loss, nothing(loss), nothing(loss))
+    loss = image.new_empty((), dtype=accumulation(image))
+    return loss, fake_gradient(wants[0], image, loss), fake_gradient(wants[1], text, loss)
 
 
-register_unit_gradients(_squared_distance)
+register_gradients(_squared_distance, count=2)

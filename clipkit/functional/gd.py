@@ -14,20 +14,21 @@ D4 and D2 = D3 in the symmetric form.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
-from clipkit.engine.precision import accumulation
+from clipkit.engine.precision import accumulation, widen
 from clipkit.engine.sweeps import Direction
-from clipkit.functional._checks import as_scalar, check_choice, check_nonempty, check_pair, common_type
+from clipkit.functional._checks import agree, as_scalar, check_choice, check_pair, common_type
 from clipkit.functional._margins import Margins
-from clipkit.functional._ops import loss_op, nothing, register_closed_form
-from clipkit.functional._products import Products, fake_gradients
-from clipkit.parallel import Layout, gather_rows, group_name, saved_like, sum_over_ranks, world_size_of
+from clipkit.functional._ops import fake_gradients, loss_op, nothing, only_if, register_gradients, shared, wanted
+from clipkit.functional._products import Products
+from clipkit.parallel import Layout, announced, gather_rows, group_name, sum_over_ranks
 
 
 def gd_loss(
@@ -68,20 +69,25 @@ def gd_loss(
     Raises:
         TypeError, ValueError: as `clip_loss`, or an unknown form.
     """
-    check_pair(
-        student_image=student_image, student_text=student_text, teacher_image=teacher_image, teacher_text=teacher_text
-    )
-    form = form.replace("-", "_")  # type: ignore[assignment]
-    check_choice("form", form, ("symmetric", "four_term"))
-    image, text, to_image, to_text = common_type(student_image, student_text, teacher_image, teacher_text)
-    scale = as_scalar("student_scale", student_scale, image)
-    to_scale = as_scalar("teacher_scale", teacher_scale, image)
+    name = group_name(group)
+    with announced(name):
+        check_pair(
+            student_image=student_image,
+            student_text=student_text,
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+        )
+        check_choice("form", form, ("symmetric", "four_term", "four-term"))
+        image, text, to_image, to_text = common_type(student_image, student_text, teacher_image, teacher_text)
+        scale = as_scalar("student_scale", student_scale, image)
+        to_scale = as_scalar("teacher_scale", teacher_scale, image)
     teacher = (to_image.detach(), to_text.detach(), to_scale.detach())
-    return _gd_forward(image, text, scale, *teacher, form == "symmetric", group_name(group), backend or "")[0]
+    options = (form == "symmetric", wanted(image, text, scale), name, backend or "")
+    return shared(_gd(image, text, scale, *teacher, *options)[0], name)
 
 
-@loss_op("gd_forward")
-def _gd_forward(
+@loss_op("gd")
+def _gd(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -89,16 +95,12 @@ def _gd_forward(
     to_text: Tensor,
     to_scale: Tensor,
     symmetric: bool,
+    wants: Sequence[bool],
     group: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, Σ<D, g>/s of the image fields, row LSE, column LSE, row miss, column miss, D1, D2, D4, D3, all ranks'
-    text, layout).
-
-    Directions are this rank's rows; in the symmetric form D4 and D3 are empty, being D1 and D2.
-    """
-    layout = Layout.of(image, group)
-    check_nonempty(layout.total)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, unit gradients of image, text and scale)."""
+    layout = agree(image, group, "gd_loss", symmetric, wants=wants, backend=backend)
     all_text = gather_rows(text, layout)
     margins = Margins.of(image, text, all_text, scale, layout, backend)
     ours = _fields(image, all_text, scale, margins, symmetric, layout, backend)
@@ -106,27 +108,59 @@ def _gd_forward(
     to_margins = Margins.of(to_image, to_text, all_to_text, to_scale, layout, backend)
     theirs = _fields(to_image, all_to_text, to_scale, to_margins, symmetric, layout, backend)
 
-    gaps = [scale * g - to_scale * h for g, h in zip(ours, theirs, strict=True)]
-    loss = sum_over_ranks(torch.stack([gap.square().sum() for gap in gaps]).sum(), layout) / layout.total
+    gaps = [
+        _Fields(scale * g.image - to_scale * h.image, scale * g.text - to_scale * h.text)
+        for g, h in zip(ours, theirs, strict=True)
+    ]
+    squares = torch.stack([field.square().sum() for gap in gaps for field in gap]).sum()
+    loss = sum_over_ranks(squares, layout) / layout.total
+    if not any(layout.wants):
+        return loss, *nothing(loss)
     # Half of D in the symmetric form: its field is the mean of two, so each direction's field receives half.
     unit = (1.0 if symmetric else 2.0) / layout.total
-    directions = [gap.mul_(unit) for gap in gaps]
+    directions = [_Fields(gap.image.mul_(unit), gap.text.mul_(unit)) for gap in gaps]
     # An image field enters the scale's gradient once per direction: twice in the symmetric form, where D1 = D4.
-    image_fields = zip(directions[::2], ours[::2], strict=True)
-    along = torch.stack([(d * g).sum() for d, g in image_fields]).sum() * (2 if symmetric else 1)
-    if symmetric:
-        directions += [nothing(loss), nothing(loss)]
-    d1, d2, d4, d3 = directions
-    kept_text = nothing(text) if layout.group is None else all_text
-    misses = (torch.sigmoid(margins.row), torch.sigmoid(margins.column))
-    lses = (margins.row_lse, margins.column_lse)
-    return loss, sum_over_ranks(along, layout), *lses, *misses, d1, d2, d4, d3, kept_text, layout.saved()
+    along = torch.stack([(d.image * g.image).sum() for d, g in zip(directions, ours, strict=True)]).sum()
+    through_fields = sum_over_ranks(along, layout) * (2 if symmetric else 1)
+    products = _curvature(image, all_text, scale, margins, directions, layout, backend)
+    image_grad, text_grad, through_softmax = products.gradients(
+        image, text, scale, layout, unit=1.0, wants=(wants[0], wants[1], True)
+    )
+    return loss, image_grad, text_grad, only_if(wants[2], through_softmax + through_fields, like=loss)
+
+
+@_gd.register_fake
+def _(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    to_image: Tensor,
+    to_text: Tensor,
+    to_scale: Tensor,
+    symmetric: bool,
+    wants: Sequence[bool],
+    group: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss = image.new_empty((), dtype=accumulation(image))
+    return loss, *fake_gradients(wants, loss, image, text, scale)
+
+
+register_gradients(_gd, count=3)
+
+
+class _Fields(NamedTuple):
+    """A gradient field, or a direction, of each tower: this rank's rows [n, d]."""
+
+    image: Tensor
+    text: Tensor
 
 
 def _fields(
     x: Tensor, all_y: Tensor, scale: Tensor, margins: Margins, symmetric: bool, layout: Layout, backend: str
-) -> list[Tensor]:
-    """Gradient fields over s, this rank's rows: (½(g1+g4), ½(g2+g3)) in the symmetric form, else (g1, g2, g4, g3)."""
+) -> list[_Fields]:
+    """Gradient fields over s: (½(g1+g4), ½(g2+g3)) in the symmetric form, else (g1, g2) and (g4, g3)."""
+    x, all_y = widen(x), widen(all_y)  # the loss is made of these products: no weight may be rounded to 16 bit
     row_miss, column_miss = torch.sigmoid(margins.row), torch.sigmoid(margins.column)
     softmaxes: list[tuple[Tensor | None, Tensor | None, Tensor]]
     if symmetric:
@@ -135,77 +169,36 @@ def _fields(
         softmaxes = [(margins.row_lse, None, -row_miss), (None, margins.column_lse, -column_miss)]
     fields = []
     for row_offset, column_offset, diagonal_weight in softmaxes:
-        products = sweeps.exponential_products(
+        products = Products.exponential(
             x,
             all_y,
             scale,
+            layout,
             row_offset=row_offset,
             column_offset=column_offset,
-            diagonal=layout.start,
             diagonal_weight=diagonal_weight,
+            wants=(True, True, True),
             backend=backend,
         )
-        collected = Products(*products).collect(layout)
-        assert collected.g_y is not None
-        assert collected.gt_x is not None
-        fields += [collected.g_y, collected.gt_x]
-    return [field.mul_(0.5) for field in fields] if symmetric else fields
+        assert products.g_y is not None
+        assert products.gt_x is not None
+        fields.append(_Fields(products.g_y, products.gt_x))
+    return [_Fields(both.image.mul_(0.5), both.text.mul_(0.5)) for both in fields] if symmetric else fields
 
 
-@_gd_forward.register_fake
-def _(
+def _curvature(
     image: Tensor,
-    text: Tensor,
+    all_text: Tensor,
     scale: Tensor,
-    to_image: Tensor,
-    to_text: Tensor,
-    to_scale: Tensor,
-    symmetric: bool,
-    group: str,
+    margins: Margins,
+    directions: list[_Fields],
+    layout: Layout,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype, rows, ranks = accumulation(image), image.shape[0], world_size_of(group)
-    total = rows if ranks == 1 else torch.library.get_ctx().new_dynamic_size()
-    loss, layout = image.new_empty((), dtype=dtype), saved_like(group)
-    lse, column_lse, row_miss, column_miss = (loss.new_empty(size) for size in (rows, total, rows, rows))
-    d1, d2 = (loss.new_empty(image.shape) for _ in range(2))
-    d4, d3 = (nothing(loss) if symmetric else torch.empty_like(d1) for _ in range(2))
-    kept_text = nothing(text) if ranks == 1 else text.new_empty(total, text.shape[1])
-    return (
-        loss, torch.empty_like(loss), lse, column_lse, row_miss, column_miss, d1, d2, d4, d3, kept_text, layout,
-    )  # fmt: skip
-
-
-@loss_op("gd_backward")
-def _gd_backward(
-    grad: Tensor,
-    symmetric: bool,
-    group: str,
-    backend: str,
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    to_image: Tensor,
-    to_text: Tensor,
-    to_scale: Tensor,
-    along: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    row_miss: Tensor,
-    column_miss: Tensor,
-    d1: Tensor,
-    d2: Tensor,
-    d4: Tensor,
-    d3: Tensor,
-    kept_text: Tensor,
-    saved_layout: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the student's image, text and scale in the accumulation type."""
-    layout = Layout.recall(saved_layout, group)
-    all_text = text if layout.group is None else kept_text
-    along_rows = Direction(d1, gather_rows(d2, layout))
-    along_columns = along_rows if symmetric else Direction(d4, gather_rows(d3, layout))
-    form = (image, all_text, scale, along_rows, along_columns)
+) -> Products:
+    """The Hessian of the student's CLIP loss applied to the directions: one for both softmaxes, or one for each."""
+    gathered = [Direction(each.image, gather_rows(each.text, layout)) for each in directions]
+    form = (image, all_text, scale, gathered[0], gathered[-1])
+    row_lse, column_lse = margins.row_lse, margins.column_lse
     row_mean, column_mean = sweeps.curvature_sums(*form, row_lse=row_lse, column_lse=column_lse, backend=backend)
     products = sweeps.curvature_products(
         *form,
@@ -213,28 +206,9 @@ def _gd_backward(
         column_lse=column_lse,
         row_mean=row_mean,
         column_mean=sum_over_ranks(column_mean, layout),
-        row_miss=row_miss,
-        column_miss=column_miss,
+        row_miss=torch.sigmoid(margins.row),
+        column_miss=torch.sigmoid(margins.column),
         diagonal=layout.start,
         backend=backend,
     )
-    collected = Products(*products).collect(layout)
-    grad_image, grad_text, grad_scale = collected.unit_gradients(image, text, scale, grad, layout)
-    return grad_image, grad_text, grad_scale + grad * along
-
-
-@_gd_backward.register_fake
-def _(
-    grad: Tensor,
-    symmetric: bool,
-    group: str,
-    backend: str,
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    *rest: object,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(grad, image, text, scale)
-
-
-register_closed_form(_gd_forward, _gd_backward, tensors=6)
+    return Products.collect(*products, layout)

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 
 from clipkit.functional._checks import check_pair
 from clipkit.functional.info_nce import info_nce
+from clipkit.parallel import announced, group_name
 
 
 def icl_loss(
@@ -39,9 +40,13 @@ def icl_loss(
     Raises:
         TypeError, ValueError: as `clip_loss`.
     """
-    check_pair(
-        student_image=student_image, student_text=student_text, teacher_image=teacher_image, teacher_text=teacher_text
-    )
+    with announced(group_name(group)):
+        check_pair(
+            student_image=student_image,
+            student_text=student_text,
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+        )
     image = info_nce(student_image, teacher_text, scale, key_grad=False, group=group, backend=backend)
     text = info_nce(student_text, teacher_image, scale, key_grad=False, group=group, backend=backend)
     return (image + text) / 2

@@ -9,6 +9,8 @@ carry no gradient (a teacher's features, a queue) cost no second product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -17,17 +19,17 @@ from clipkit.engine import sweeps
 from clipkit.engine.precision import accumulation
 from clipkit.errors import value_error
 from clipkit.functional._checks import (
+    agree,
     as_integers,
     as_scalar,
     check_features,
-    check_nonempty,
     check_same,
     common_type,
     readable,
 )
-from clipkit.functional._ops import loss_op, nothing, only_if, register_unit_gradients, wants_gradient
-from clipkit.functional._products import Products
-from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks
+from clipkit.functional._ops import fake_gradients, loss_op, nothing, register_gradients, shared, wanted
+from clipkit.functional._products import Products, products_wanted
+from clipkit.parallel import Layout, announced, gather_rows, group_name, sum_over_ranks
 
 
 def info_nce(
@@ -60,70 +62,50 @@ def info_nce(
         ValueError: shapes that do not fit together, or a label outside [0, m) (checked where it needs no wait for a
         device).
     """
-    check_features(queries=queries, keys=keys)
-    check_same("columns", 1, queries=queries, keys=keys)
-    labels = _check_labels(labels, queries, keys)
-    query, key = common_type(queries, keys if key_grad else keys.detach())
-    multiplier = as_scalar("scale", scale, query)
-    want_query, want_key = wants_gradient(query, multiplier), wants_gradient(key)
-    return _info_nce(query, key, multiplier, labels, want_query, want_key, group_name(group), backend or "")[0]
+    name = group_name(group)
+    with announced(name):
+        check_features(queries=queries, keys=keys)
+        check_same("columns", 1, queries=queries, keys=keys)
+        labels = _check_labels(labels, queries, keys)
+        query, key = common_type(queries, keys if key_grad else keys.detach())
+        multiplier = as_scalar("scale", scale, query)
+    wants = wanted(query, key, multiplier)
+    return shared(_info_nce(query, key, multiplier, labels, wants, name, backend or "")[0], name)
 
 
 @loss_op("info_nce")
 def _info_nce(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    want_query: bool,
-    want_key: bool,
-    group: str,
-    backend: str,
+    query: Tensor, key: Tensor, scale: Tensor, labels: Tensor, wants: Sequence[bool], group: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, unit gradients of query, key and scale in the accumulation type; empty where not wanted)."""
-    queries, keys = Layout.of(query, group, (want_query, want_key)), Layout.of(key, group)
-    check_nonempty(queries.total)
+    """(loss, unit gradients of query, key and scale)."""
+    queries = agree(query, group, "info_nce", wants=wants, backend=backend)
+    keys = Layout.of(key, group)
+    want_x, want_y = products_wanted(queries.wants)
     loss, g_key, gt_query = sweeps.softmax_sweep(
         query,
         gather_rows(key, keys),
         scale,
         labels + keys.start,
-        want_x=queries.wants[0],
-        want_y=queries.wants[1],
+        want_x=want_x,
+        want_y=want_y,
         backend=backend,
     )
     loss = sum_over_ranks(loss, queries) / queries.total
-    if g_key is None and gt_query is None:
-        return loss, nothing(loss), nothing(loss), nothing(loss)
-    unit = torch.full_like(loss, 1 / queries.total)
-    products = Products(g_key, gt_query).collect(keys)
-    grad_query, grad_key, grad_scale = products.unit_gradients(query, key, scale, unit, queries)
-    want_scale = want_query or want_key
-    return loss, only_if(want_query, grad_query), only_if(want_key, grad_key), only_if(want_scale, grad_scale)
+    if not any(queries.wants):
+        return loss, *nothing(loss)
+    products = Products.collect(g_key, gt_query, keys)
+    return loss, *products.gradients(query, key, scale, queries, unit=1 / queries.total, wants=wants)
 
 
 @_info_nce.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    want_query: bool,
-    want_key: bool,
-    group: str,
-    backend: str,
+    query: Tensor, key: Tensor, scale: Tensor, labels: Tensor, wants: Sequence[bool], group: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation(query)
-    loss = query.new_empty((), dtype=dtype)
-    return (
-        loss,
-        torch.empty_like(query, dtype=dtype) if want_query else nothing(loss),
-        torch.empty_like(key, dtype=dtype) if want_key else nothing(loss),
-        torch.empty_like(loss) if want_query or want_key else nothing(loss),
-    )
+    loss = query.new_empty((), dtype=accumulation(query))
+    return loss, *fake_gradients(wants, loss, query, key, scale)
 
 
-register_unit_gradients(_info_nce)
+register_gradients(_info_nce, count=3)
 
 
 def _check_labels(labels: Tensor | None, queries: Tensor, keys: Tensor) -> Tensor:

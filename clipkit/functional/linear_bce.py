@@ -7,9 +7,9 @@ over the batch. The positives come as CSR lists, because a caption names a handf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -17,17 +17,17 @@ from clipkit.engine import sweeps
 from clipkit.engine.precision import accumulation
 from clipkit.errors import value_error
 from clipkit.functional._checks import (
+    agree,
     as_integers,
     check_choice,
     check_features,
-    check_nonempty,
     check_same,
     check_vector,
     common_type,
     readable,
 )
-from clipkit.functional._ops import loss_op, nothing, register_unit_gradients, wants_gradient
-from clipkit.parallel import Layout, group_name, sum_over_ranks
+from clipkit.functional._ops import fake_gradients, loss_op, only_wanted, register_gradients, shared, wanted
+from clipkit.parallel import announced, group_name, sum_over_ranks
 
 _REDUCTIONS = ("batch_mean", "sum", "mean")
 
@@ -66,24 +66,21 @@ def linear_bce_with_logits(
         ValueError: shapes or devices that do not fit together, or targets that are no CSR lists of labels in [0, V)
             (values are checked on the CPU; on a device that would mean waiting for it).
     """
-    check_features(input=input, weight=weight)
-    check_same("columns", 1, input=input, weight=weight)
-    check_choice("reduction", reduction, _REDUCTIONS)
-    if bias is None:
-        bias = weight.new_zeros(weight.shape[0])
-    check_vector("bias", bias, weight.shape[0], input, per="label of the vocabulary")
-    target_offsets, target_indices = (
-        as_integers(name, values)
-        for name, values in (("target_offsets", target_offsets), ("target_indices", target_indices))
-    )
-    _check_targets(target_offsets, target_indices, input, weight.shape[0])
-    features, classes, offset = common_type(input, weight, bias)
-    want = wants_gradient(features, classes, offset)
     name = group_name(group)
-    outputs = _linear_bce(
-        features, classes, offset, target_offsets, target_indices, reduction, want, name, backend or ""
-    )
-    return outputs[0]
+    with announced(name):
+        check_features(input=input, weight=weight)
+        check_same("columns", 1, input=input, weight=weight)
+        check_choice("reduction", reduction, _REDUCTIONS)
+        if bias is None:
+            bias = weight.new_zeros(weight.shape[0])
+        check_vector("bias", bias, weight.shape[0], input, per="label of the vocabulary")
+        offsets = as_integers("target_offsets", target_offsets)
+        indices = as_integers("target_indices", target_indices)
+        _check_targets(offsets, indices, input, weight.shape[0])
+        features, classes, shift = common_type(input, weight, bias)
+    wants = wanted(features, classes, shift)
+    loss, *_ = _linear_bce(features, classes, shift, offsets, indices, reduction, wants, name, backend or "")
+    return shared(loss, name)
 
 
 @loss_op("linear_bce")
@@ -94,24 +91,23 @@ def _linear_bce(
     target_offsets: Tensor,
     target_indices: Tensor,
     reduction: str,
-    want_gradients: bool,
+    wants: Sequence[bool],
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, unit gradients of input, weight and bias in the accumulation type; empty where not wanted)."""
-    layout = Layout.of(input, group)
-    check_nonempty(layout.total)
-    loss, input_grad, weight_grad, bias_grad = sweeps.labelled_sigmoid_sweep(
-        input, weight, bias, target_offsets, target_indices, want_gradients=want_gradients, backend=backend
+    """(loss, unit gradients of input, weight and bias)."""
+    labels = weight.shape[0]
+    settings = ("linear_bce_with_logits", labels, reduction)
+    layout = agree(input, group, *settings, backend=backend)
+    loss, *gradients = sweeps.labelled_sigmoid_sweep(
+        input, weight, bias, target_offsets, target_indices, want_gradients=any(wants), backend=backend
     )
-    count = {"batch_mean": layout.total, "mean": layout.total * weight.shape[0], "sum": 1}[reduction]
-    loss = sum_over_ranks(loss, layout) / count
-    if input_grad is None or weight_grad is None or bias_grad is None:
-        return loss, nothing(loss), nothing(loss), nothing(loss)
+    count = {"batch_mean": layout.total, "mean": layout.total * labels, "sum": 1}[reduction]
     # No feature crosses ranks here: each rank's part of every gradient, scaled so that the mean over ranks is their
     # sum.
     unit = layout.world_size / count
-    return loss, input_grad * unit, weight_grad * unit, bias_grad * unit
+    scaled = [gradient if gradient is None else gradient * unit for gradient in gradients]
+    return sum_over_ranks(loss, layout) / count, *only_wanted(wants, scaled, like=loss)
 
 
 @_linear_bce.register_fake
@@ -122,19 +118,15 @@ def _(
     target_offsets: Tensor,
     target_indices: Tensor,
     reduction: str,
-    want_gradients: bool,
+    wants: Sequence[bool],
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation(input)
-    loss = input.new_empty((), dtype=dtype)
-    if not want_gradients:
-        return loss, nothing(loss), nothing(loss), nothing(loss)
-    input_grad, weight_grad, bias_grad = (torch.empty_like(value, dtype=dtype) for value in (input, weight, bias))
-    return loss, input_grad, weight_grad, bias_grad
+    loss = input.new_empty((), dtype=accumulation(input))
+    return loss, *fake_gradients(wants, loss, input, weight, bias)
 
 
-register_unit_gradients(_linear_bce)
+register_gradients(_linear_bce, count=3)
 
 
 def _check_targets(offsets: Tensor, indices: Tensor, input: Tensor, labels: int) -> None:

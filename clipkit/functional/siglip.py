@@ -7,16 +7,26 @@ X_ij). There is no normaliser, so loss and gradients come out of one sweep.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
 from clipkit.engine.precision import accumulation
-from clipkit.functional._checks import as_scalar, check_nonempty, check_pair, common_type
-from clipkit.functional._ops import loss_op, nothing, register_unit_gradients, wants_gradient
+from clipkit.functional._checks import agree, as_scalar, check_pair, common_type
+from clipkit.functional._ops import (
+    fake_gradient,
+    fake_gradients,
+    loss_op,
+    nothing,
+    only_if,
+    register_gradients,
+    shared,
+    wanted,
+)
 from clipkit.functional._products import Products
-from clipkit.parallel import Layout, gather_rows, group_name, sum_over_ranks
+from clipkit.parallel import announced, gather_rows, group_name, sum_over_ranks
 
 
 def siglip_loss(
@@ -45,50 +55,45 @@ def siglip_loss(
     Raises:
         TypeError, ValueError: as `clip_loss`.
     """
-    check_pair(image_features=image_features, text_features=text_features)
-    image, text = common_type(image_features, text_features)
-    scale, bias = as_scalar("logit_scale", logit_scale, image), as_scalar("logit_bias", logit_bias, image)
-    want = wants_gradient(image, text, scale, bias)
-    return _siglip(image, text, scale, bias, want, group_name(group), backend or "")[0]
+    name = group_name(group)
+    with announced(name):
+        check_pair(image_features=image_features, text_features=text_features)
+        image, text = common_type(image_features, text_features)
+        scale, bias = as_scalar("logit_scale", logit_scale, image), as_scalar("logit_bias", logit_bias, image)
+    wants = wanted(image, text, scale, bias)
+    return shared(_siglip(image, text, scale, bias, wants, name, backend or "")[0], name)
 
 
 @loss_op("siglip")
 def _siglip(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, want_gradients: bool, group: str, backend: str
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, wants: Sequence[bool], group: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, unit gradients of image, text, scale and bias in the accumulation type; empty where not wanted)."""
-    layout = Layout.of(image, group, (want_gradients,))
-    check_nonempty(layout.total)
+    """(loss, unit gradients of image, text, scale and bias)."""
+    layout = agree(image, group, "siglip_loss", wants=wants, backend=backend)
     loss, g_text, gt_image, g_sum = sweeps.sigmoid_sweep(
         image,
         gather_rows(text, layout),
         scale,
         bias,
         diagonal=layout.start,
-        want_gradients=layout.wants[0],
+        want_gradients=any(layout.wants),
         backend=backend,
     )
     loss = sum_over_ranks(loss, layout) / layout.total
     if g_sum is None:
-        return loss, nothing(loss), nothing(loss), nothing(loss), nothing(loss)
-    unit = torch.full_like(loss, 1 / layout.total)
-    gradients = Products(g_text, gt_image).collect(layout).unit_gradients(image, text, scale, unit, layout)
-    grad_bias = unit * sum_over_ranks(g_sum, layout)
-    if not want_gradients:  # another rank wanted its own
-        return loss, nothing(loss), nothing(loss), nothing(loss), nothing(loss)
-    return loss, *gradients, grad_bias
+        return loss, *nothing(loss), loss.new_empty(0)
+    unit = 1 / layout.total
+    products = Products.collect(g_text, gt_image, layout)
+    gradients = products.gradients(image, text, scale, layout, unit=unit, wants=wants[:3])
+    return loss, *gradients, only_if(wants[3], unit * sum_over_ranks(g_sum, layout), like=loss)
 
 
 @_siglip.register_fake
 def _(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, want_gradients: bool, group: str, backend: str
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, wants: Sequence[bool], group: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation(image)
-    loss = image.new_empty((), dtype=dtype)
-    if not want_gradients:
-        return loss, nothing(loss), nothing(loss), nothing(loss), nothing(loss)
-    image_grad, text_grad = (torch.empty_like(tower, dtype=dtype) for tower in (image, text))
-    return loss, image_grad, text_grad, torch.empty_like(loss), torch.empty_like(loss)
+    loss = image.new_empty((), dtype=accumulation(image))
+    return loss, *fake_gradients(wants[:3], loss, image, text, scale), fake_gradient(wants[3], bias, loss)
 
 
-register_unit_gradients(_siglip)
+register_gradients(_siglip, count=4)

@@ -5,15 +5,15 @@ Collectives belong to torch.distributed (gloo and NCCL both run); with one proce
 """
 
 from clipkit.parallel.collectives import gather_rows, logaddexp_over_ranks, scatter_sum_rows, sum_over_ranks
-from clipkit.parallel.layout import Layout, group_name, saved_like, world_size_of
+from clipkit.parallel.layout import ALONE, Layout, announced, group_name
 
 __all__ = [
+    "ALONE",
     "Layout",
+    "announced",
     "gather_rows",
     "group_name",
     "logaddexp_over_ranks",
-    "saved_like",
     "scatter_sum_rows",
     "sum_over_ranks",
-    "world_size_of",
 ]

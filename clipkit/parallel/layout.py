@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -38,14 +40,36 @@ def group_name(group: ProcessGroup | None) -> str:
 
 def find_group(name: str) -> ProcessGroup | None:
     """The process group called `name`; None for "" (this process alone)."""
-    if name == ALONE:
-        return None
-    return resolve_group(name)
+    return None if name == ALONE else resolve_group(name)
 
 
-def world_size_of(name: str) -> int:
-    """How many ranks the group called `name` has."""
-    return 1 if name == ALONE else dist.get_world_size(find_group(name))
+class _Message(NamedTuple):
+    """What a rank tells the others: of the same length for every loss, so that a refusal always finds its listeners."""
+
+    rows: int
+    width: int = 0
+    dtype: int = 0
+    settings: int = 0
+    wants: int = 0
+
+
+_REFUSED = _Message(rows=-1)
+"""Sent by a rank whose arguments were refused, in the place of the message that the others send."""
+
+
+@contextmanager
+def announced(group: str) -> Iterator[None]:
+    """Check arguments in here: an error on this rank is raised here and, at their next `Layout.of`, on the others.
+
+    Without this they would wait in a collective for the rank that raised. Errors that every rank raises alike belong
+    outside, and so does everything that communicates.
+    """
+    try:
+        yield
+    except Exception:
+        if group != ALONE and not torch.compiler.is_compiling():
+            _exchange(_REFUSED, resolve_group(group), device=None)
+        raise
 
 
 @dataclass(frozen=True)
@@ -66,49 +90,32 @@ class Layout:
     wants: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, rows: Tensor, group: str, wants: tuple[bool, ...] = ()) -> Layout:
+    def of(cls, rows: Tensor, group: str, *, wants: Sequence[bool] = (), settings: object = None) -> Layout:
         """Agree over `group` on who holds how many rows; `rows` [n, d] is what this rank holds, `wants` what it wants.
 
-        Every rank sends a few integers, on the CPU where the group has a CPU backend, so that the device need not be
-        waited for.
+        `settings` is anything whose text must be the same on every rank: which loss this is, with which options. Every
+        rank sends a few integers, on the CPU where the group has a CPU backend, so that the device need not be waited
+        for.
 
         Raises:
-            ValueError: on every rank alike, when ranks disagree about d or the dtype.
+            ValueError: on every rank, when one refused its arguments or ranks disagree about d, dtype or settings.
         """
         process_group = find_group(group)
         if process_group is None:
-            return cls(None, 0, (rows.shape[0],), wants)
-        dtype = zlib.crc32(str(rows.dtype).encode())
-        messages = _exchange([*rows.shape, dtype, *wants], process_group, rows.device)
-        sizes, all_widths, dtypes, *all_wants = zip(*messages, strict=True)
-        widths = sorted(set(all_widths))
-        if len(widths) > 1:
-            raise value_error(
-                "features",
-                got=f"widths {widths} on different ranks",
-                want="the same d on every rank",
-                fix="use the same model on every rank",
-            )
-        if len(set(dtypes)) > 1:
-            raise value_error(
-                "features",
-                got=f"{rows.dtype} on this rank, another dtype on ranks {_others(dtypes, dtype)}",
-                want="the same dtype on every rank",
-                fix="convert with .to(...), a rank's empty features too",
-            )
-        return cls(process_group, dist.get_rank(process_group), sizes, tuple(any(want) for want in all_wants))
-
-    @classmethod
-    def recall(cls, saved: Tensor, group: str) -> Layout:
-        """The layout that `saved` was made from, without communication."""
-        process_group = find_group(group)
-        rank = 0 if process_group is None else dist.get_rank(process_group)
-        numbers, ranks = saved.tolist(), world_size_of(group)
-        return cls(process_group, rank, tuple(numbers[:ranks]), tuple(map(bool, numbers[ranks:])))
-
-    def saved(self) -> Tensor:
-        """Sizes and wants as an int64 CPU tensor, for an op that may only save tensors; `recall` reads it."""
-        return torch.tensor([*self.sizes, *self.wants], dtype=torch.int64, device="cpu")
+            return cls(None, 0, (rows.shape[0],), tuple(wants))
+        count, width = rows.shape
+        mine = _Message(
+            count,
+            width,
+            dtype=_checksum(rows.dtype),
+            settings=_checksum(settings),
+            wants=sum(want << place for place, want in enumerate(wants)),
+        )
+        messages = _exchange(mine, process_group, rows.device)
+        _check_agreement(messages, mine, process_group)
+        wanted_by_any = tuple(any(message.wants >> place & 1 for message in messages) for place in range(len(wants)))
+        sizes = tuple(message.rows for message in messages)
+        return cls(process_group, dist.get_rank(process_group), sizes, wanted_by_any)
 
     @property
     def world_size(self) -> int:
@@ -131,23 +138,60 @@ class Layout:
         return slice(self.start, self.start + self.sizes[self.rank])
 
 
-def saved_like(group: str, *, wants: int = 0) -> Tensor:
-    """The shape of `Layout.saved` with so many wants, for an op's fake."""
-    return torch.empty(world_size_of(group) + wants, dtype=torch.int64, device="cpu")
+def _checksum(value: object) -> int:
+    return zlib.crc32(str(value).encode())
 
 
-def _others(dtypes: Sequence[int], mine: int) -> list[int]:
-    return [rank for rank, dtype in enumerate(dtypes) if dtype != mine]
-
-
-def _exchange(numbers: list[int], group: ProcessGroup, device: torch.device) -> list[list[int]]:
-    """All ranks' `numbers`, in rank order."""
+def _exchange(mine: _Message, group: ProcessGroup, device: torch.device | None) -> list[_Message]:
+    """All ranks' messages, in rank order: over the CPU if the group can, else over `device`, None for the current
+    one.
+    """
     try:
         group._get_backend(torch.device("cpu"))
         device = torch.device("cpu")
     except RuntimeError:  # an NCCL-only group: the numbers travel on the device, at the price of waiting for it
-        pass
-    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-    everyone = mine.new_empty(dist.get_world_size(group) * len(numbers))
-    all_gather_single(everyone, mine, group)
-    return everyone.view(-1, len(numbers)).tolist()
+        device = device or torch.accelerator.current_accelerator()
+    sent = torch.tensor(mine, dtype=torch.int64, device=device)
+    everyone = sent.new_empty(dist.get_world_size(group) * len(mine))
+    all_gather_single(everyone, sent, group)
+    return [_Message(*numbers) for numbers in everyone.view(-1, len(mine)).tolist()]
+
+
+def _check_agreement(messages: Sequence[_Message], mine: _Message, group: ProcessGroup) -> None:
+    """The same complaint on every rank, whichever is to blame; ranks are named as the world counts them."""
+
+    def ranks(blamed: list[bool]) -> str:
+        world = [str(dist.get_global_rank(group, place)) for place, blame in enumerate(blamed) if blame]
+        return f"rank{'s' if len(world) > 1 else ''} {', '.join(world)}"
+
+    refusing = [message.rows == _REFUSED.rows for message in messages]
+    if any(refusing):
+        raise value_error(
+            "group",
+            got=f"arguments that were refused on {ranks(refusing)}",
+            want="valid arguments on every rank",
+            fix=f"see the error that {ranks(refusing)} raised",
+        )
+    if len({message.settings for message in messages}) > 1:
+        others = ranks([message.settings != mine.settings for message in messages])
+        raise value_error(
+            "group",
+            got=f"another loss, or other settings of it, on {others}",
+            want="the same loss with the same settings on every rank",
+            fix="make the same calls in the same order on every rank",
+        )
+    widths = sorted({message.width for message in messages})
+    if len(widths) > 1:
+        raise value_error(
+            "features",
+            got=f"widths {widths} on different ranks",
+            want="the same d on every rank",
+            fix="use the same model on every rank",
+        )
+    if len({message.dtype for message in messages}) > 1:
+        raise value_error(
+            "features",
+            got=f"another dtype than this rank's on {ranks([message.dtype != mine.dtype for message in messages])}",
+            want="the same dtype on every rank",
+            fix="convert with .to(...), a rank's empty features too",
+        )

@@ -48,13 +48,13 @@ def test_the_operators_return_what_the_compiler_was_told(case):
 def test_the_registration_of_the_operators_holds(case):
     """Schema, fake kernels and autograd registration, by torch's own checker."""
     inputs, constants = case.make(6, 5, torch.float32)
-    names = {"clip": "clip_forward", "siglip": "siglip", "gd_four_term": "gd_forward"}
+    names = {"clip": "clip", "siglip": "siglip", "gd_four_term": "gd"}
     operator = getattr(torch.ops.clipkit, names[case.name]).default
     tensors = [value.requires_grad_() for value in inputs.values()] + list(constants.values())
     options = {
-        "clip": (0.1, True, True, "", ""),
-        "siglip": (True, "", ""),
-        "gd_four_term": (torch.tensor(3.0), False, "", ""),
+        "clip": (0.1, [True] * 3, "", ""),
+        "siglip": ([True] * 4, "", ""),
+        "gd_four_term": (torch.tensor(3.0), False, [True] * 3, "", ""),
     }[case.name]
     torch.library.opcheck(
         operator, (*tensors, *options), test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
