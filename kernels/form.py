@@ -73,6 +73,10 @@ class Form(NamedTuple):
             **FUSION,
         }
 
+    def fills(self, config: TileConfig) -> bool:
+        """Whether no tile reaches past an edge."""
+        return self.rows % config.block_m == 0 and self.columns % config.block_n == 0
+
     def tile_grid(self, config: TileConfig) -> tuple[int]:
         """One program per tile."""
         return (triton.cdiv(self.rows, config.block_m) * triton.cdiv(self.columns, config.block_n),)

@@ -46,8 +46,29 @@ def tile_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """fp32 products of the rows i [BLOCK_M] of x [rows, WIDTH] and j [BLOCK_N] of y [columns, WIDTH], unit stride along
-    WIDTH. PRECISION is "ieee", "tf32x3" or "tf32" and matters for fp32 inputs only.
+    """fp32 products [BLOCK_M, BLOCK_N] of the rows i [BLOCK_M] of x [rows, WIDTH] and j [BLOCK_N] of y [columns,
+    WIDTH], unit stride along WIDTH. PRECISION is "ieee", "tf32x3" or "tf32" and matters for fp32 inputs only.
+    """
+    products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    return add_products(products, x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_K, PRECISION)
+
+
+@triton.jit
+def add_products(
+    products,
+    x,
+    y,
+    i,
+    j,
+    rows,
+    columns,
+    x_stride,
+    y_stride,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """tile_products, added to what `products` holds.
 
     Lines past the edge repeat the last one, so that no load of the loop needs a mask for them: what they give is
     finite wherever the inputs are, and the caller's to drop.
@@ -55,7 +76,6 @@ def tile_products(
     k = tl.arange(0, BLOCK_K)
     x_tile = x + tl.minimum(i, rows - 1)[:, None] * x_stride + k[None, :]
     y_tile = y + tl.minimum(j, columns - 1)[None, :] * y_stride + k[:, None]
-    products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_K):
         if WIDTH % BLOCK_K == 0:
             a = tl.load(x_tile)
@@ -67,3 +87,44 @@ def tile_products(
         x_tile += BLOCK_K
         y_tile += BLOCK_K
     return products
+
+
+@triton.jit
+def exponential(logits, offset):
+    """e^(logits - offset). The difference is taken in nats, where contraction gives it one rounding, before it goes to
+    base 2; exp2 flushes what is below 1e-38, for which tl.exp spends three more instructions.
+    """
+    return tl.exp2((logits - offset) * LOG2E)
+
+
+@triton.jit
+def own_pairs(
+    i, row_tile, column_tile, diagonal, labels, OWN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """(local, meets): where in the tile each row's own pair is, 32-bit and in [0, BLOCK_N) if it is there, and whether
+    any is. The own pair of row i is in column i + diagonal, or labels[i] where OWN is "labels".
+
+    Worth a branch: one tile in thousands meets the diagonal, and a select on all would cost two instructions a logit.
+    """
+    first = column_tile.to(tl.int64) * BLOCK_N
+    if OWN == "labels":
+        local = (tl.load(labels + i) - first).to(tl.int32)
+        meets = tl.max(((local >= 0) & (local < BLOCK_N)).to(tl.int32), 0) > 0
+    else:
+        local = (i + diagonal - first).to(tl.int32)
+        gap = first - row_tile.to(tl.int64) * BLOCK_M - diagonal
+        meets = (gap > -BLOCK_N) & (gap < BLOCK_M)
+    return local, meets
+
+
+@triton.jit
+def store_weights(weights, values, i, j, rows, stride, EVEN: tl.constexpr):
+    """Round a tile into the workspace. Columns past the edge are written too, as far as the row's stride reaches: a
+    mask at an edge that is no multiple of 16 bytes would make every store one of 2 bytes.
+    """
+    at = weights + i[:, None] * stride + j[None, :]
+    rounded = values.to(weights.dtype.element_ty)
+    if EVEN:
+        tl.store(at, rounded)
+    else:
+        tl.store(at, rounded, mask=(i[:, None] < rows) & (j[None, :] < stride))

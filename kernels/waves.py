@@ -39,7 +39,7 @@ def waves(
     features' dtype, unit stride along the columns, together within `workspace_bytes` (but at least block_rows high).
 
     The same memory serves every wave. Rows begin on 128 bytes: what the library's fastest products and wide stores ask
-    for, whatever the number of columns.
+    for, whatever the number of columns. What lies between the last column and the next row may be written.
     """
     itemsize = form.x.dtype.itemsize
     pitch = triton.cdiv(form.columns * itemsize, 128) * 128 // itemsize
@@ -67,7 +67,7 @@ def wave_products(
     """
     g_y = torch.zeros_like(form.x, dtype=torch.float32) if want_x else None
     gt_x = torch.zeros_like(form.y, dtype=torch.float32) if want_y else None
-    if form.rows == 0 or form.columns == 0:
+    if not (want_x or want_y) or form.rows == 0 or form.columns == 0:
         return g_y, gt_x
     for rows, (weights,) in waves(form, block_rows=block_rows, workspace_bytes=workspace_bytes):
         write_weights(rows, weights)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton backend: kernels/ behind the engine's interface. So far the forward statistics."""
+"""The Triton backend: kernels/ behind the engine's interface. The first sweep that runs imports triton."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ import importlib.util
 import os
 
 import torch
-from torch import Tensor
 
-SWEEPS = ("log_sum_exps",)
+from clipkit.engine.triton_backend.exponential import exponential_products, log_sum_exps
+from clipkit.engine.triton_backend.second_order import curvature_products, curvature_sums
+from clipkit.engine.triton_backend.two_forms import pair_divergence
+
+__all__ = [
+    "SWEEPS",
+    "curvature_products",
+    "curvature_sums",
+    "exponential_products",
+    "log_sum_exps",
+    "obstacle",
+    "pair_divergence",
+]
+
+SWEEPS = tuple(name for name in __all__ if name not in ("SWEEPS", "obstacle"))
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -29,10 +42,3 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 @functools.cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
-    """See `clipkit.engine.sweeps.log_sum_exps`."""
-    from clipkit.kernels.row_col_lse import row_col_lse
-
-    return row_col_lse(x, y, scale, diagonal=diagonal)

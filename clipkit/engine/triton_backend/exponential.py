@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential family on Triton."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from clipkit.engine.triton_backend.settings import product_precision
+
+
+def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
+    """See `clipkit.engine.sweeps.log_sum_exps`."""
+    from clipkit.kernels.row_col_lse import row_col_lse
+
+    return row_col_lse(x, y, scale, diagonal=diagonal, precision=product_precision())
+
+
+def exponential_products(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    *,
+    row_offset: Tensor | None,
+    column_offset: Tensor | None,
+    diagonal: int,
+    diagonal_weight: Tensor,
+    want_x: bool,
+    want_y: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `clipkit.engine.sweeps.exponential_products`."""
+    from clipkit.kernels import exponential_products as kernel
+
+    return kernel.exponential_products(
+        x,
+        y,
+        scale,
+        row_offset=row_offset,
+        column_offset=column_offset,
+        own_weight=diagonal_weight,
+        diagonal=diagonal,
+        want_x=want_x,
+        want_y=want_y,
+        precision=product_precision(),
+    )

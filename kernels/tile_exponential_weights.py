@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of the exponential family, G_ij = exp(S_ij - p_i) + exp(S_ij - q_j), one tile a program."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import exponential, lines, own_pairs, store_weights, swizzled_tile, tile_products
+
+
+@triton.jit(do_not_specialize=["diagonal"])
+def tile_exponential_weights(
+    x,
+    y,
+    scale,
+    rows,
+    columns,
+    x_stride,
+    y_stride,
+    diagonal,
+    labels,
+    row_offset,
+    column_offset,
+    own_weight,
+    weights,
+    weights_stride,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN: tl.constexpr,
+    UNIT: tl.constexpr,
+    OWN: tl.constexpr,
+    BY_ROW: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+):
+    """Writes UNIT * G to weights [rows, columns]. row_offset is p [rows], column_offset q [columns]; a term that is not
+    BY_ROW or BY_COLUMN is left out, and its offset not read. Row i's own pair (OWN, see own_pairs) gets
+    own_weight[i] instead: P_ii - 1 must not be rounded before the difference is taken.
+
+    Two exponentials a logit. One would do, of S_ij - (p_i + q_j) / 2 and factors exp((p_i - q_j) / 2), but those
+    overflow where p and q are 180 nats apart, which unnormalised features reach.
+    """
+    row_tile, column_tile = swizzled_tile(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP)
+    i, j = lines(row_tile, BLOCK_M), lines(column_tile, BLOCK_N)
+    products = tile_products(x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+
+    i_inside, j_inside = tl.minimum(i, rows - 1), tl.minimum(j, columns - 1)
+    logits = products * tl.load(scale)
+    if BY_ROW and BY_COLUMN:
+        result = exponential(logits, tl.load(row_offset + i_inside)[:, None])
+        result += exponential(logits, tl.load(column_offset + j_inside)[None, :])
+    elif BY_ROW:
+        result = exponential(logits, tl.load(row_offset + i_inside)[:, None])
+    else:
+        result = exponential(logits, tl.load(column_offset + j_inside)[None, :])
+    own, meets = own_pairs(i_inside, row_tile, column_tile, diagonal, labels, OWN, BLOCK_M, BLOCK_N)
+    if meets:
+        is_own = tl.arange(0, BLOCK_N)[None, :] == own[:, None]
+        result = tl.where(is_own, tl.load(own_weight + i_inside)[:, None], result)
+    store_weights(weights, result * UNIT, i, j, rows, weights_stride, EVEN)

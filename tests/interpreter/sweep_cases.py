@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments for the engine's sweeps, and how far a backend's results are from float64: shared by interpreter and GPU
+tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.interpreter import kernel_cases
+
+DATA = ["unit", "cone", "learned", "huge", "duplicates"]
+# Rounding of weights to the inputs' type; fp32 holds what its sums lose.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+
+def towers(data: str, rows: int, columns: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """(x, y, scale) of a kind of data; what is said of a pair holds for the pairs (i, i)."""
+    x, y = (kernel_cases.unit_features(n, width, torch.float64, seed) for n, seed in ((rows, 0), (columns, 1)))
+    scale = 30.0
+    shared = min(rows, columns)
+    if data == "cone":  # logits near 100 but for outliers near -100
+        x, y = (torch.nn.functional.normalize(tower * 0.3 + tower[:1].sign(), dim=1) for tower in (x, x[:1] + y))
+        x[::61] *= -1
+        y[::67] *= -1
+        scale = 100.0
+    elif data == "learned":  # pairs nearly equal: losses near zero, weights near minus zero on the diagonal
+        y[:shared] = torch.nn.functional.normalize(x[:shared] + 0.05 * y[:shared], dim=1)
+        scale = 100.0
+    elif data == "huge":  # unnormalised: logits of 1e4
+        x, y, scale = 10 * x, 10 * y, 100.0
+    elif data == "duplicates":
+        x[1::2] = x[: rows // 2 * 2 : 2]
+        y[1::2] = y[: columns // 2 * 2 : 2]
+    else:
+        assert data == "unit", data
+    return x.to(dtype), y.to(dtype), torch.tensor(scale)
+
+
+def exponential(
+    data: str, rows: int, columns: int, width: int, dtype: torch.dtype, *, diagonal: int = 0, terms: str = "both"
+) -> dict[str, Any]:
+    """CLIP's backward (terms "both") or that of one direction."""
+    x, y, scale = towers(data, rows, columns, width, dtype)
+    logits = scale.double() * (x.double() @ y.double().T)
+    row, column = logits.logsumexp(1), logits.logsumexp(0)
+    own = torch.arange(rows) + diagonal
+    positive = logits[torch.arange(rows), own]
+    weight = torch.zeros(rows, dtype=torch.float64)
+    if terms != "columns":
+        weight += torch.expm1(positive - row)
+    if terms != "rows":
+        weight += torch.expm1(positive - column[own])
+    return {
+        "x": x,
+        "y": y,
+        "scale": scale,
+        "row_offset": None if terms == "columns" else row.float(),
+        "column_offset": None if terms == "rows" else column.float(),
+        "diagonal": diagonal,
+        "diagonal_weight": weight.float(),
+        "want_x": True,
+        "want_y": True,
+    }
+
+
+def relative_errors(
+    sweep: str, arguments: dict[str, Any], *, backend: str, device: str = "cpu", options: dict[str, Any] | None = None
+) -> list[float | None]:
+    """||result - float64|| / ||float64|| of each result of a sweep, None where both leave it out."""
+    from clipkit.engine import torch_backend, triton_backend
+
+    module = {"torch": torch_backend, "triton": triton_backend}[backend]
+    ours = getattr(module, sweep)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()})
+    wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+    return [_error(mine, exact) for mine, exact in zip(ours, getattr(torch_backend, sweep)(**wide), strict=True)]
+
+
+def _error(mine: Tensor | None, exact: Tensor | None) -> float | None:
+    if mine is None or exact is None:
+        assert mine is None
+        assert exact is None
+        return None
+    assert mine.dtype == torch.float32
+    assert mine.shape == exact.shape
+    return float((mine.double().cpu() - exact).norm() / exact.norm().clamp_min(1e-30))
