@@ -63,7 +63,8 @@ def exponential_products(
     diagonal_weight_i on positives.
 
     Without `row_offset` or without `column_offset` that term is absent. The positives' weights come from outside
-    because they are differences near zero (P_ii - 1) that only their own formula gets right.
+    because they are differences near zero (P_ii - 1) that only their own formula gets right. Offsets are such that no
+    weight exceeds 2 in size: a backend may hold G in the type of 16-bit features.
     """
     return choose("exponential_products", x, backend)(
         x,

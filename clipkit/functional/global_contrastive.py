@@ -115,18 +115,21 @@ def _global_contrastive(
     loss = sum_over_ranks((ratios[0] + ratios[1]).sum(), layout) / (2 * layout.total)
     if not any(layout.wants):
         return loss, log_u1, log_u2, *nothing(loss)
+    # A pair's term is at most (N-1)/γ; in units of that, it fits whatever a backend holds weights in.
+    largest = (layout.total - 1) / gamma
+    offsets = [positive + floor + math.log(largest) for floor in smoothed]
     products = Products.exponential(
         image,
         all_text,
         scale,
         layout,
-        row_offset=positive + smoothed[0],
-        column_offset=gather_rows(positive + smoothed[1], layout),
-        diagonal_weight=-(layout.total - 1) * (ratios[0] + ratios[1]),
+        row_offset=offsets[0],
+        column_offset=gather_rows(offsets[1], layout),
+        diagonal_weight=-gamma * (ratios[0] + ratios[1]),
         wants=layout.wants,
         backend=backend,
     )
-    unit = 1 / (2 * layout.total * (layout.total - 1))
+    unit = 1 / (2 * layout.total * gamma)
     image_grad, text_grad, scale_grad = products.gradients(image, text, scale, layout, unit=unit, wants=wants)
     return loss, log_u1, log_u2, image_grad, text_grad, scale_grad * (2 if reference else 1)
 

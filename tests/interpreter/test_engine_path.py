@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton backend through the public functions: dispatch, kernel, margin form, closed-form backward."""
+"""The Triton backend through the public functions: dispatch, kernels, margin form, closed-form gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from tests.interpreter import interpreter_worker as worker
+from tests.reference.cases import CASES
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'clipkit-torch[triton]'")
+
+TOLERANCE = {"float32": 3e-6, "float16": 6e-4}
 
 
 @pytest.fixture(scope="module")
@@ -17,21 +20,20 @@ def pool():
         yield executor
 
 
-def clip_on(backend: str, dtype: str, rows: int) -> list[list[float]]:
-    """Loss and gradients, as plain numbers, of the clip loss on a named backend (float64 for backend "torch")."""
-    import clipkit
+def loss_errors(name: str, dtype: str, rows: int) -> dict[str, float]:
+    """How far loss and gradients of a loss on the Triton backend are from float64, relative to their norms."""
     from tests.reference.cases import BY_NAME, value_and_gradients
 
-    inputs, _ = BY_NAME["clip"].make(rows, 24, getattr(torch, dtype))
-    if backend == "torch":
-        inputs = {name: value.double() for name, value in inputs.items()}
-    results = value_and_gradients(lambda a, b, s: clipkit.clip_loss(a, b, s, backend=backend), inputs, {})
-    return [value.double().flatten().tolist() for value in results.values()]
+    case = BY_NAME[name]
+    inputs, constants = case.make(rows, 24, getattr(torch, dtype))
+    wide = [{n: v.double() if v.is_floating_point() else v for n, v in d.items()} for d in (inputs, constants)]
+    exact = value_and_gradients(case.naive, *wide)
+    ours = value_and_gradients(lambda **values: case.ours(**values, backend="triton"), inputs, constants)
+    return {n: float((ours[n].double() - v).norm() / v.norm().clamp_min(1e-30)) for n, v in exact.items()}
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("float16", 1e-3)])
-@pytest.mark.parametrize("rows", [1, 70])
-def test_clip_loss_on_the_triton_backend_equals_float64(pool, dtype, tolerance, rows):
-    ours, truth = (pool.submit(clip_on, backend, dtype, rows).result() for backend in ("triton", "torch"))
-    for actual, expected in zip(map(torch.tensor, ours), map(torch.tensor, truth), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_losses_on_the_triton_backend_equal_float64(pool, case, dtype):
+    errors = worker.in_worker(pool, loss_errors, case.name, dtype, 70)
+    assert max(errors.values()) <= TOLERANCE[dtype], errors
