@@ -31,6 +31,7 @@ PTX_ARCH = "80"
 INSTRUCTION_SETS = {
     "avx2": "-mavx2 -mfma",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
+    "avx512bf16": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx512bf16",
     "amx": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx512bf16 -mamx-tile -mamx-bf16",
 }
 

@@ -89,7 +89,16 @@ def _compiled_part() -> str:
     except ImportError as error:
         return f"built, but does not load: {error}"
     cuda = f"CUDA for sm_{info['cuda_archs'].replace(',', ', sm_')}" if info["cuda"] else "no CUDA"
-    return f"built by {info['compiler']}, {cuda}"
+    return f"built by {info['compiler']}, {cuda}, products of bf16 on the CPU: {_bf16_products()}"
+
+
+def _bf16_products() -> str:
+    """Which of the paths multiplies bf16 features without rounding the logits."""
+    import torch
+
+    from clipkit.engine.cpu_backend.products import product_path
+
+    return product_path(torch.bfloat16)
 
 
 def _backends() -> Iterator[str]:
