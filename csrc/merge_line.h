@@ -6,11 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define CLIPKIT_HOST_DEVICE __host__ __device__
-#else
-#define CLIPKIT_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace clipkit {
 
@@ -28,8 +24,10 @@ struct Partials {
   int64_t line_block;
   int64_t offset_line_stride;
   int64_t offset_tile_stride;
-  float* log_sum;        // out: [lines]
+  float* log_sum;          // out: [lines]
   unsigned char* suspect;  // out: [lines], 1 where the line must be computed again with its own offset
+  int64_t* list;           // out, unless null: [lines], the suspect lines in any order
+  int* listed;             // in and out, with list: how many; the caller starts it at 0
 };
 
 // What thread number `line` does; threads past the end do nothing.
@@ -53,7 +51,9 @@ CLIPKIT_HOST_DEVICE inline void merge_line(int64_t line, const Partials& partial
   }
   const float log_sum = total == 0.0f ? -INFINITY : reference + logf(total);
   partials.log_sum[line] = log_sum;
-  partials.suspect[line] = log_sum < largest - kSuspectGap ? 1 : 0;
+  const bool suspect = log_sum < largest - kSuspectGap;
+  partials.suspect[line] = suspect ? 1 : 0;
+  if (suspect && partials.list != nullptr) partials.list[atomic_increment(partials.listed)] = line;
 }
 
 }  // namespace clipkit

@@ -27,12 +27,16 @@ _MODULES = {
     "torch": "clipkit.engine.torch_backend",
     "cpu": "clipkit.engine.cpu_backend",
     "triton": "clipkit.engine.triton_backend",
+    "cuda": "clipkit.engine.cuda_backend",
 }
 
 _DEFAULTS = {"cpu": ("cpu", "torch")}
 """By device type, the first that can serve the tensors; `torch` alone for any other device."""
 
-_UNPROVEN = {"triton": "not yet proven on a card by tests/gpu; ask for it by name"}
+_UNPROVEN = {
+    "triton": "not yet proven on a card by tests/gpu; ask for it by name",
+    "cuda": "compiled, not yet run on a card; ask for it by name",
+}
 """Backends that are never chosen by default, and why."""
 
 

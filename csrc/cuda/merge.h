@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
+// The finaliser of the forward statistics: compact per-tile partials to row or column log-sum-exps. Reads lie along the lines, so every
+// warp's loads are contiguous; the arithmetic (one expf per partial) hides behind them.
 #pragma once
 
+#include "cuda/device.h"
+#include "cuda/kernel.h"
 #include "merge_line.h"
 
 namespace clipkit {
 
-// Merges the partials (device pointers) on a CUDA stream, one thread per line. Returns nullptr, or CUDA's words for what went wrong.
-const char* merge_on_device(const Partials& partials, void* stream);
+struct MergeLines : Elementwise {
+  Partials partials;
 
-// The number of CUDA devices this process sees; 0 also where there is no driver.
-int device_count();
+  explicit MergeLines(const Partials& partials) : partials(partials) {}
+
+  CLIPKIT_HOST_DEVICE int64_t items() const { return groups(partials.lines); }
+  int64_t blocks() const { return items(); }
+
+  CLIPKIT_HOST_DEVICE void phase(int, int64_t item, int thread, Nothing&) const { merge_line(element(item, thread), partials); }
+};
 
 }  // namespace clipkit

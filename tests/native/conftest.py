@@ -11,3 +11,13 @@ def native() -> ModuleType:
     return pytest.importorskip(
         "clipkit._native", reason="clipkit was installed without its compiled part (clipkit doctor)"
     )
+
+
+@pytest.fixture(params=["ascending", "descending"])
+def on_host(native, monkeypatch, request) -> ModuleType:
+    """CUDA launches run thread after thread on the host, from the first to the last and from the last to the first: a
+    thread that reads what another writes without a barrier between them gives itself away in one of the two."""
+    monkeypatch.setenv("CLIPKIT_CUDA_ON_HOST", "1")
+    native.set_host_order(request.param == "descending")
+    yield native
+    native.set_host_order(False)

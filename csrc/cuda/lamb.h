@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// LAMB (You et al. 2019) over many tensors in three launches: moments and partial norms of every chunk, norms of every tensor, and the update.
+// Between the second and the third the norms [tensors, 2] may be summed over ranks that hold shards. Nothing is read back to the host: a
+// device flag makes all three do nothing, and step counts, loss scale and clipping factor are read from device memory.
+//
+// All arithmetic is fp32 on fp32 master weights; gradients, and a copy of the weights for the model, may be 16-bit.
+#pragma once
+
+#include <cmath>
+
+#include "cuda/kernel.h"
+#include "cuda/numbers.h"
+
+namespace clipkit {
+
+enum class TrustRule : int {
+  nvlamb = 0,    // bias-corrected; ratio 1 for tensors without weight decay
+  paper = 1,     // bias-corrected; every tensor is scaled
+  deepspeed = 2  // bias correction folded into the rate, after the ratio, which is clipped to [0.01, 10]
+};
+
+// One row of the table of tensors, 64 bytes; the Python side writes it as eight 64-bit words.
+struct LambTensor {
+  float* weight;
+  const void* gradient;
+  float* mean;        // moving average of the gradient
+  float* variance;    // and of its square
+  void* copy;         // null, or where the rounded weights go, of the gradient's type
+  const float* step;  // the number of this step, from 1
+  int64_t count;
+  float rate;
+  float decay;
+};
+static_assert(sizeof(LambTensor) == 64, "the Python side writes eight words a row");
+
+struct LambChunk {
+  int tensor;
+  int number;  // elements number * kElements and on
+};
+
+struct LambProblem {
+  static constexpr int64_t kElements = 16384;  // of a chunk: 64 a thread, 1 MB of traffic a block
+
+  const LambTensor* tensors;
+  int64_t tensor_count;
+  const LambChunk* chunks;
+  const int* first_chunk;  // [tensor_count + 1]
+  int64_t chunk_count;
+  float* partials;  // [chunk_count, 2]
+  float* norms;     // [tensor_count, 2]: sums of squares of weights and of updates
+  const float* skip;      // null, or not zero where the step is to be left out
+  const float* multiply;  // null, or the factor of every gradient
+  float beta1;
+  float beta2;
+  float eps;
+  TrustRule rule;
+
+  CLIPKIT_HOST_DEVICE bool skipped() const { return skip != nullptr && *skip != 0.0f; }
+};
+
+// A chunk's part of its tensor. Offsets within it fit 32 bits, which is what keeps the loops below in 40 registers.
+template <class Number>
+struct LambSpan {
+  float* weight;
+  const Number* gradient;
+  float* mean;
+  float* variance;
+  Number* copy;
+  int count;
+
+  CLIPKIT_HOST_DEVICE static LambSpan of(const LambTensor& tensor, int number) {
+    const int64_t first = number * LambProblem::kElements, rest = tensor.count - first;
+    return {tensor.weight + first,
+            static_cast<const Number*>(tensor.gradient) + first,
+            tensor.mean + first,
+            tensor.variance + first,
+            tensor.copy == nullptr ? nullptr : static_cast<Number*>(tensor.copy) + first,
+            static_cast<int>(rest < LambProblem::kElements ? rest : LambProblem::kElements)};
+  }
+};
+
+// What the bias correction makes of a step: the direction is mean * mean_factor / (sqrt(variance) * deviation_factor + eps).
+struct LambCorrection {
+  float mean_factor;
+  float deviation_factor;
+  float rate_factor;
+
+  CLIPKIT_HOST_DEVICE static LambCorrection of(const LambProblem& problem, float step) {
+    // 1 - beta^step without the cancellation at the first steps
+    const float mean = -expm1f(step * logf(problem.beta1)), variance = -expm1f(step * logf(problem.beta2));
+    if (problem.rule == TrustRule::deepspeed) return {1.0f, 1.0f, sqrtf(variance) / mean};
+    return {1.0f / mean, 1.0f / sqrtf(variance), 1.0f};
+  }
+};
+
+CLIPKIT_HOST_DEVICE inline float lamb_update(const LambProblem& problem, const LambCorrection& correction, float decay, float weight, float mean,
+                                             float variance) {
+  return mean * correction.mean_factor / (sqrtf(variance) * correction.deviation_factor + problem.eps) + decay * weight;
+}
+
+CLIPKIT_HOST_DEVICE inline float trust_ratio(TrustRule rule, float decay, float weight_squares, float update_squares) {
+  if (rule == TrustRule::nvlamb && decay == 0.0f) return 1.0f;
+  if (weight_squares == 0.0f || update_squares == 0.0f) return 1.0f;
+  const float ratio = sqrtf(weight_squares) / sqrtf(update_squares);
+  if (rule != TrustRule::deepspeed) return ratio;
+  return ratio < 0.01f ? 0.01f : ratio > 10.0f ? 10.0f : ratio;  // a NaN stays one
+}
+
+// Phase 1: new moments, and each chunk's sums of squares. Every thread sums its own elements, a tree sums the threads.
+template <class Number>
+struct LambMoments {
+  static constexpr int kThreads = 256;
+  static constexpr int kPhases = 2 + tree_steps<kThreads>();
+  struct Shared {
+    float weight_squares[kThreads];
+    float update_squares[kThreads];
+  };
+
+  LambProblem problem;
+
+  CLIPKIT_HOST_DEVICE int64_t items() const { return problem.skipped() ? 0 : problem.chunk_count; }
+  int64_t blocks() const { return problem.chunk_count; }
+
+  CLIPKIT_HOST_DEVICE void phase(int number, int64_t item, int thread, Shared& shared) const {
+    if (number == 0) {
+      advance(problem.chunks[item], thread, shared);
+    } else if (number < kPhases - 1) {
+      tree_step<kThreads>(number - 1, thread, shared.weight_squares);
+      tree_step<kThreads>(number - 1, thread, shared.update_squares);
+    } else if (thread == 0) {
+      problem.partials[2 * item] = shared.weight_squares[0];
+      problem.partials[2 * item + 1] = shared.update_squares[0];
+    }
+  }
+
+ private:
+  CLIPKIT_HOST_DEVICE void advance(const LambChunk& chunk, int thread, Shared& shared) const {
+    const LambTensor& tensor = problem.tensors[chunk.tensor];
+    const auto span = LambSpan<Number>::of(tensor, chunk.number);
+    const LambCorrection correction = LambCorrection::of(problem, *tensor.step);
+    const float decay = tensor.decay, factor = problem.multiply == nullptr ? 1.0f : *problem.multiply;
+    float weight_squares = 0.0f, update_squares = 0.0f;
+    for (int i = thread; i < span.count; i += kThreads) {
+      const float g = to_float(span.gradient[i]) * factor, weight = span.weight[i];
+      const float mean = problem.beta1 * span.mean[i] + (1.0f - problem.beta1) * g;
+      const float variance = problem.beta2 * span.variance[i] + (1.0f - problem.beta2) * g * g;
+      span.mean[i] = mean;
+      span.variance[i] = variance;
+      const float update = lamb_update(problem, correction, decay, weight, mean, variance);
+      weight_squares += weight * weight;
+      update_squares += update * update;
+    }
+    shared.weight_squares[thread] = weight_squares;
+    shared.update_squares[thread] = update_squares;
+  }
+};
+
+// Adds up each tensor's chunks, in double: a billion weights are 61,000 chunks, and one norm decides over all of them.
+struct LambNorms {
+  static constexpr int kThreads = 64;
+  static constexpr int kPhases = 2 + tree_steps<kThreads>();
+  struct Shared {
+    double weight_squares[kThreads];
+    double update_squares[kThreads];
+  };
+
+  LambProblem problem;
+
+  CLIPKIT_HOST_DEVICE int64_t items() const { return problem.skipped() ? 0 : problem.tensor_count; }
+  int64_t blocks() const { return problem.tensor_count; }
+
+  CLIPKIT_HOST_DEVICE void phase(int number, int64_t item, int thread, Shared& shared) const {
+    if (number == 0) {
+      double weight_squares = 0.0, update_squares = 0.0;
+      for (int chunk = problem.first_chunk[item] + thread; chunk < problem.first_chunk[item + 1]; chunk += kThreads) {
+        weight_squares += static_cast<double>(problem.partials[2 * chunk]);
+        update_squares += static_cast<double>(problem.partials[2 * chunk + 1]);
+      }
+      shared.weight_squares[thread] = weight_squares;
+      shared.update_squares[thread] = update_squares;
+    } else if (number < kPhases - 1) {
+      tree_step<kThreads>(number - 1, thread, shared.weight_squares);
+      tree_step<kThreads>(number - 1, thread, shared.update_squares);
+    } else if (thread == 0) {
+      problem.norms[2 * item] = static_cast<float>(shared.weight_squares[0]);
+      problem.norms[2 * item + 1] = static_cast<float>(shared.update_squares[0]);
+    }
+  }
+};
+
+// Phase 2: the update again from the moments (cheaper than having stored it), scaled by the tensor's trust ratio and taken off the weights.
+template <class Number>
+struct LambApply {
+  static constexpr int kThreads = 256;
+  static constexpr int kPhases = 1;
+  using Shared = Nothing;
+
+  LambProblem problem;
+
+  CLIPKIT_HOST_DEVICE int64_t items() const { return problem.skipped() ? 0 : problem.chunk_count; }
+  int64_t blocks() const { return problem.chunk_count; }
+
+  CLIPKIT_HOST_DEVICE void phase(int, int64_t item, int thread, Nothing&) const {
+    const LambChunk chunk = problem.chunks[item];
+    const LambTensor& tensor = problem.tensors[chunk.tensor];
+    const auto span = LambSpan<Number>::of(tensor, chunk.number);
+    const LambCorrection correction = LambCorrection::of(problem, *tensor.step);
+    const float* norms = problem.norms + 2 * static_cast<int64_t>(chunk.tensor);
+    const float decay = tensor.decay;
+    const float rate = tensor.rate * correction.rate_factor * trust_ratio(problem.rule, decay, norms[0], norms[1]);
+    for (int i = thread; i < span.count; i += kThreads) {
+      const float weight = span.weight[i];
+      const float stepped = weight - rate * lamb_update(problem, correction, decay, weight, span.mean[i], span.variance[i]);
+      span.weight[i] = stepped;
+      if (span.copy != nullptr) from_float(stepped, span.copy[i]);
+    }
+  }
+};
+
+}  // namespace clipkit
