@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from clipkit.engine import dispatch
 from clipkit.engine.precision import FLOATS, accumulation
 from clipkit.errors import type_error, value_error
-from clipkit.parallel import Layout, announced
+from clipkit.parallel import ALONE, Layout, announced, group_name
 
 
 def check_features(**named: Tensor) -> None:
@@ -105,6 +107,20 @@ def agree(
             fix="skip the step when no rank has samples" if least == 1 else "use a larger batch: negatives are needed",
         )
     return layout
+
+
+def check_world_size(told: int, group: ProcessGroup | None) -> None:
+    """A world size above one that a module was told of is that of its group."""
+    name = group_name(group)
+    actual = 1 if name == ALONE else dist.get_world_size(group)
+    with announced(name):
+        if told > 1 and told != actual:
+            raise value_error(
+                "world_size",
+                got=told,
+                want=f"the size of the process group, {actual}",
+                fix="initialise torch.distributed before the first step, or leave world_size out",
+            )
 
 
 def check_vector(argument: str, vector: Tensor, length: int, like: Tensor, *, per: str) -> None:

@@ -116,6 +116,21 @@ def _once(gradient: Tensor) -> Tensor:
     return _Once.apply(gradient) if torch.is_grad_enabled() else gradient
 
 
+_ROOT = torch.zeros((), requires_grad=True, device="cpu")
+
+
+class _Rooted(torch.autograd.Function):
+    """The identity, with a place in a graph that leads nowhere: nothing receives a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, root: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
 def shared(loss: Tensor, group: str) -> Tensor:
     """The loss of a batch that ranks share: one may call backward on it on every rank.
 
@@ -124,4 +139,4 @@ def shared(loss: Tensor, group: str) -> Tensor:
     """
     if group == ALONE or loss.requires_grad or not torch.is_grad_enabled():
         return loss
-    return loss.requires_grad_()
+    return _Rooted.apply(loss, _ROOT)

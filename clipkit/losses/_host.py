@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from clipkit.errors import value_error
+from clipkit.functional._checks import check_world_size
 
 
 class HostLoss(nn.Module):
@@ -37,14 +37,7 @@ class HostLoss(nn.Module):
         group = self.group
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        actual = 1 if group is None else dist.get_world_size(group)
-        if self.world_size > 1 and self.world_size != actual:
-            raise value_error(
-                "world_size",
-                got=self.world_size,
-                want=f"the size of the process group, {actual}",
-                fix="initialise torch.distributed before the first step, or leave world_size out",
-            )
+        check_world_size(self.world_size, group)
         return group
 
 
