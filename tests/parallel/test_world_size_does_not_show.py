@@ -33,6 +33,8 @@ def _details(rank: int) -> None:
     _compiled(rank)
     _different_features(rank)
     _one_rank_wants_less(rank)
+    _one_rank_wants_nothing(rank)
+    _a_backward_communicates_nothing(rank)
 
 
 def _every_case_and_subgroups(rank: int) -> None:
@@ -98,6 +100,39 @@ def _one_rank_wants_less(rank: int) -> None:
                 torch.testing.assert_close(actual, whole[name], rtol=1e-10, atol=1e-12)
 
 
+def _one_rank_wants_nothing(rank: int) -> None:
+    """Rank 1 trains nothing and may call backward all the same; rank 0 gets what it gets when both train."""
+    mine = (slice(0, 4), slice(4, 7))[rank]
+    for case in CASES:
+        inputs, constants = case.make(7, 4, torch.float64)
+        whole = value_and_gradients(case.ours, inputs, constants)
+        leaves = {
+            name: (value if name in case.pooled else value[mine]).clone().requires_grad_(rank == 0)
+            for name, value in inputs.items()
+        }
+        loss = case.ours(**leaves, **{n: v[mine] for n, v in constants.items()}, group=dist.group.WORLD)
+        (3 * loss).backward()
+        torch.testing.assert_close(loss.detach(), whole["loss"], rtol=1e-10, atol=0)
+        for name, leaf in leaves.items():
+            if rank == 1:
+                assert leaf.grad is None
+            elif name in ("s", "bias"):
+                torch.testing.assert_close(leaf.grad, 3 * whole[name], rtol=1e-10, atol=1e-12)
+            elif name not in case.pooled:
+                torch.testing.assert_close(leaf.grad / 2, 3 * whole[name][mine], rtol=1e-10, atol=1e-12)
+
+
+def _a_backward_communicates_nothing(rank: int) -> None:
+    """Each rank walks backward alone, after the others have left: nobody can be waiting for anybody."""
+    for turn in range(2):
+        for case in CASES:
+            inputs, constants = case.make(4, 3, torch.float32)
+            leaves = {name: value.requires_grad_() for name, value in inputs.items()}
+            loss = case.ours(**leaves, **constants, group=dist.group.WORLD)
+            if rank == turn:
+                loss.backward()
+
+
 def _two_groups_side_by_side(rank: int) -> None:
     """Ranks 1, 3 and ranks 0, 2 each share a batch: a place in the group is not a rank of the world."""
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
@@ -140,14 +175,24 @@ def _ddp_step(rank: int) -> None:
 
 
 def _compiled(rank: int) -> None:
-    """No graph break, with a batch whose global size is known at run time only."""
-    features = [unit(3 + rank, 5, seed, torch.float32).requires_grad_() for seed in (0, 1)]
+    """No graph break and the same bits, with another batch size on every rank, and where only one of them trains."""
+    for name in ("clip", "global_contrastive", "crd", "gd_four_term"):
+        case = BY_NAME[name]
+        inputs, constants = case.make(3 + rank, 5, torch.float32)
+        for trains in (True, rank == 0):
+            leaves = [value.clone().requires_grad_(trains) for value in inputs.values()]
 
-    def twice(image, text):
-        return 2 * clip_loss(image, text, 9.0, group=dist.group.WORLD)
+            def twice(*values: torch.Tensor, case=case, inputs=inputs, constants=constants) -> torch.Tensor:
+                return 2 * case.ours(**dict(zip(inputs, values, strict=True)), **constants, group=dist.group.WORLD)
 
-    eager = torch.autograd.grad(twice(*features), features)
-    loss = torch.compile(twice, fullgraph=True, backend="aot_eager")(*features)
-    compiled = torch.autograd.grad(loss, features)
-    for ours, expected in zip(compiled, eager, strict=True):
-        assert torch.equal(ours, expected)
+            eager = _gradients(twice(*leaves), leaves)
+            compiled = _gradients(torch.compile(twice, fullgraph=True, backend="aot_eager")(*leaves), leaves)
+            for ours, expected in zip(compiled, eager, strict=True):
+                assert ours is expected is None or torch.equal(ours, expected), name
+
+
+def _gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    for leaf in leaves:
+        leaf.grad = None
+    loss.backward()
+    return [leaf.grad for leaf in leaves]
