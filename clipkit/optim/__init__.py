@@ -2,7 +2,8 @@
 """Optimizers, parameter groups and schedules."""
 
 from clipkit.optim.groups import hidden_matrices, parameter_groups
+from clipkit.optim.lamb import Lamb
 from clipkit.optim.muon import Muon
 from clipkit.optim.schedule import learning_rate
 
-__all__ = ["Muon", "hidden_matrices", "learning_rate", "parameter_groups"]
+__all__ = ["Lamb", "Muon", "hidden_matrices", "learning_rate", "parameter_groups"]

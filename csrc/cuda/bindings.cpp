@@ -128,8 +128,9 @@ void scatter_state(Address table, int64_t samples, int64_t row_stride, int colum
 }
 
 LambProblem lamb_problem(Address tensors, int64_t tensor_count, Address chunks, Address first_chunk, int64_t chunk_count, Address partials,
-                         Address norms, Address skip, Address multiply, float beta1, float beta2, float eps, int rule) {
+                         Address norms, Address skip, Address multiply, double beta1, double beta2, float eps, int rule) {
   require(tensor_count >= 0 && chunk_count >= 0, "tensor_count, chunk_count: got a negative size; want at least 0");
+  require(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0, "beta1, beta2: got a value outside [0, 1)");
   require(rule >= 0 && rule <= 2, "rule: got an unknown number; want 0 nvlamb, 1 paper or 2 deepspeed");
   return {pointer<const LambTensor>(tensors, tensor_count, "tensors"),
           tensor_count,
@@ -140,8 +141,8 @@ LambProblem lamb_problem(Address tensors, int64_t tensor_count, Address chunks, 
           pointer<float>(norms, tensor_count, "norms"),
           pointer<const float>(skip, 0, "skip"),
           pointer<const float>(multiply, 0, "multiply"),
-          beta1,
-          beta2,
+          LambAverage::of(beta1),
+          LambAverage::of(beta2),
           eps,
           static_cast<TrustRule>(rule)};
 }
@@ -154,7 +155,7 @@ void lamb_phase(int phase, const LambProblem& problem, const py::object& stream)
 }
 
 void lamb(int phase, const std::string& dtype, Address tensors, int64_t tensor_count, Address chunks, Address first_chunk, int64_t chunk_count,
-          Address partials, Address norms, Address skip, Address multiply, float beta1, float beta2, float eps, int rule,
+          Address partials, Address norms, Address skip, Address multiply, double beta1, double beta2, float eps, int rule,
           const py::object& stream) {
   require(phase == 1 || phase == 2, "phase: got another number; want 1 or 2");
   const auto problem = lamb_problem(tensors, tensor_count, chunks, first_chunk, chunk_count, partials, norms, skip, multiply, beta1, beta2, eps, rule);

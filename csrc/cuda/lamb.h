@@ -38,6 +38,22 @@ struct LambChunk {
   int number;  // elements number * kElements and on
 };
 
+// A moving average, from a beta in double: 1 - beta and log(beta) of a beta rounded to float would be wrong by 3e-5 at 0.999.
+struct LambAverage {
+  float keep;
+  float blend;
+  float log_keep;
+
+  static LambAverage of(double beta) {
+    return {static_cast<float>(beta), static_cast<float>(1.0 - beta), static_cast<float>(std::log(beta))};
+  }
+
+  CLIPKIT_HOST_DEVICE float advance(float average, float value) const { return keep * average + blend * value; }
+
+  // 1 - beta^step, without the cancellation of the first steps.
+  CLIPKIT_HOST_DEVICE float bias(float step) const { return -expm1f(step * log_keep); }
+};
+
 struct LambProblem {
   static constexpr int64_t kElements = 16384;  // of a chunk: 64 a thread, 1 MB of traffic a block
 
@@ -50,8 +66,8 @@ struct LambProblem {
   float* norms;     // [tensor_count, 2]: sums of squares of weights and of updates
   const float* skip;      // null, or not zero where the step is to be left out
   const float* multiply;  // null, or the factor of every gradient
-  float beta1;
-  float beta2;
+  LambAverage mean;
+  LambAverage variance;
   float eps;
   TrustRule rule;
 
@@ -86,8 +102,7 @@ struct LambCorrection {
   float rate_factor;
 
   CLIPKIT_HOST_DEVICE static LambCorrection of(const LambProblem& problem, float step) {
-    // 1 - beta^step without the cancellation at the first steps
-    const float mean = -expm1f(step * logf(problem.beta1)), variance = -expm1f(step * logf(problem.beta2));
+    const float mean = problem.mean.bias(step), variance = problem.variance.bias(step);
     if (problem.rule == TrustRule::deepspeed) return {1.0f, 1.0f, sqrtf(variance) / mean};
     return {1.0f / mean, 1.0f / sqrtf(variance), 1.0f};
   }
@@ -142,8 +157,7 @@ struct LambMoments {
     float weight_squares = 0.0f, update_squares = 0.0f;
     for (int i = thread; i < span.count; i += kThreads) {
       const float g = to_float(span.gradient[i]) * factor, weight = span.weight[i];
-      const float mean = problem.beta1 * span.mean[i] + (1.0f - problem.beta1) * g;
-      const float variance = problem.beta2 * span.variance[i] + (1.0f - problem.beta2) * g * g;
+      const float mean = problem.mean.advance(span.mean[i], g), variance = problem.variance.advance(span.variance[i], g * g);
       span.mean[i] = mean;
       span.variance[i] = variance;
       const float update = lamb_update(problem, correction, decay, weight, mean, variance);

@@ -20,7 +20,7 @@ ALLOWED = {
     "functional": {"engine", "parallel", "errors"},
     "losses": {"functional", "errors"},
     "integrations": {"losses", "errors"},
-    "optim": {"errors"},
+    "optim": {"engine", "errors"},
     "encoders": {"errors"},
     "data": {"encoders", "errors"},
     "evaluate": {"data", "encoders", "parallel", "errors"},

@@ -18,10 +18,15 @@ def lamb(tensors: LambTensors) -> tuple[Tensor, Callable[[Tensor], None]]:
     squares = [torch.stack(torch._foreach_norm(each)).square() for each in (tensors.weights, updates)]
 
     def apply(norms: Tensor) -> None:
-        rates = norms.new_tensor(tensors.rates) * rate_factors * _trust_ratios(tensors, norms)
         if tensors.skip is not None:
-            rates = torch.where(tensors.skip == 0, rates, 0.0)
-        torch._foreach_mul_(updates, list(rates.to(updates[0].dtype).unbind()))
+            rate_factors.masked_fill_(tensors.skip != 0, 0.0)
+        rates = [
+            factor * ratio * rate
+            for factor, ratio, rate in zip(
+                rate_factors.unbind(), _trust_ratios(tensors, norms), tensors.rates, strict=True
+            )
+        ]
+        torch._foreach_mul_(updates, rates)
         torch._foreach_sub_(tensors.weights, updates)
         if tensors.copies is not None:
             torch._foreach_copy_(tensors.copies, tensors.weights)
@@ -33,13 +38,15 @@ def _advance_moments(tensors: LambTensors) -> None:
     gradients = [gradient.to(tensors.means[0].dtype) for gradient in tensors.gradients]
     if tensors.multiply is not None:
         gradients = [gradient * tensors.multiply for gradient in gradients]
-    keep1, keep2 = (torch.tensor(beta, device=gradients[0].device) for beta in tensors.betas)
+    beta1, beta2 = tensors.betas
+    keep1: float | Tensor = beta1
+    keep2: float | Tensor = beta2
     if tensors.skip is not None:
         # A step without gradient that forgets nothing: the moments stay as they are, bit by bit.
         counts = tensors.skip.reshape(()) == 0
         gradients = [torch.where(counts, gradient, 0.0) for gradient in gradients]
-        keep1, keep2 = torch.where(counts, keep1, 1.0), torch.where(counts, keep2, 1.0)
-    beta1, beta2 = tensors.betas
+        one = torch.ones((), dtype=tensors.means[0].dtype, device=counts.device)
+        keep1, keep2 = torch.where(counts, one * beta1, one), torch.where(counts, one * beta2, one)
     torch._foreach_mul_(tensors.means, keep1)
     torch._foreach_add_(tensors.means, gradients, alpha=1 - beta1)
     torch._foreach_mul_(tensors.variances, keep2)
@@ -65,12 +72,12 @@ def _updates(tensors: LambTensors) -> tuple[list[Tensor], Tensor]:
     return updates, rate_factors
 
 
-def _trust_ratios(tensors: LambTensors, norms: Tensor) -> Tensor:
+def _trust_ratios(tensors: LambTensors, norms: Tensor) -> list[Tensor]:
     weight, update = norms.sqrt().unbind(dim=1)
     ratios = weight / update
     if tensors.trust == "deepspeed":
         ratios = ratios.clamp(0.01, 10.0)
-    unscaled = (weight == 0) | (update == 0)
-    if tensors.trust == "nvlamb":
-        unscaled |= norms.new_tensor(tensors.decays) == 0
-    return torch.where(unscaled, 1.0, ratios)
+    ratios = torch.where((weight == 0) | (update == 0), 1.0, ratios)
+    one = torch.ones_like(ratios[0])
+    unscaled = [tensors.trust == "nvlamb" and decay == 0 for decay in tensors.decays]
+    return [one if alone else ratio for alone, ratio in zip(unscaled, ratios.unbind(), strict=True)]
