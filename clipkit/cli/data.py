@@ -15,7 +15,7 @@ HELP = "fetch and build a real captioned-picture set"
 SETS = {
     "emoji": "1,594 emoji in six drawing styles, five for training, the sixth for testing (16 MB to fetch)",
     "icons": "one-colour icons whose name at least ten icon sets share, five sets held out (104 MB to fetch)",
-    "stamps": "photos and clip art, each with an English sentence, from a Debian package (161 MB to fetch)",
+    "stamps": "photos and clip art with sentences or titles, from two Debian packages (186 MB to fetch)",
 }
 MAX_SOURCES = 8  # named on the screen; ATTRIBUTION.md names them all
 

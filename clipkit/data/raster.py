@@ -9,12 +9,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 _POOL_PAYS_FROM = 1000  # starting two processes costs about as much as drawing this many pictures
 _CHUNK = 256
 # A drawing may refer to itself (#id) or carry its pixels along; a file or an address elsewhere is not followed.
 _OUTSIDE_REFERENCE = re.compile(r"""href\s*=\s*["'](?!\s*(?:#|data:))|url\(\s*["']?(?!\s*["']?#)""", re.IGNORECASE)
+
+_TEXT = re.compile(r"<(?:\w+:)?(?:text|flowRoot)\b")
 
 
 def need_resvg() -> Any:
@@ -56,20 +59,34 @@ def icon_svg(icon: Mapping[str, Any], defaults: Mapping[str, Any], size: int) ->
     )
 
 
-def rasterise(svg: str) -> bytes | None:
-    """The drawing as PNG bytes; None where it cannot be drawn, refers to something outside itself, or is blank."""
+def rasterise(svg: str, within: int | None = None) -> bytes | None:
+    """The drawing as PNG bytes; None where it cannot be drawn, refers to something outside itself, or is blank.
+
+    `within` fits it into a square of that many pixels instead of the size it gives itself. Text in it is not drawn.
+    """
     if _OUTSIDE_REFERENCE.search(svg):
         return None
     try:
         # System fonts would make the pixels depend on the machine, and loading them costs as much as the drawing.
-        png = need_resvg().svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=96)
+        png = need_resvg().svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=96, width=within, height=within)
     except ValueError:
         return None
     return None if _is_blank(png) else png
 
 
+def why_not(svg: str) -> str:
+    """For a person: why `rasterise` gave None for this drawing."""
+    if _OUTSIDE_REFERENCE.search(svg):
+        return "refers to something outside itself"
+    return "holds text alone, which needs a font" if _TEXT.search(svg) else "blank or broken"
+
+
 def rasterise_all(
-    drawings: Sequence[str], *, processes: int | None = None, progress: Callable[[int], None] | None = None
+    drawings: Sequence[str],
+    *,
+    within: int | None = None,
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[bytes | None]:
     """`rasterise` over many drawings, in order, on all cores when there are enough of them to pay for it.
 
@@ -79,7 +96,7 @@ def rasterise_all(
     processes = processes or usable_cores()
     chunks = [drawings[start : start + _CHUNK] for start in range(0, len(drawings), _CHUNK)]
     results: list[bytes | None] = []
-    for chunk in _map_chunks(chunks, processes if len(drawings) >= _POOL_PAYS_FROM else 1):
+    for chunk in _map_chunks(chunks, within, processes if len(drawings) >= _POOL_PAYS_FROM else 1):
         results.extend(chunk)
         if progress is not None:
             progress(len(results))
@@ -93,18 +110,19 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _map_chunks(chunks: Sequence[Sequence[str]], processes: int) -> Iterator[list[bytes | None]]:
+def _map_chunks(chunks: Sequence[Sequence[str]], within: int | None, processes: int) -> Iterator[list[bytes | None]]:
+    draw = partial(_rasterise_chunk, within=within)
     if processes == 1:
-        yield from map(_rasterise_chunk, chunks)
+        yield from map(draw, chunks)
         return
     # spawn, not fork: the caller may hold threads (torch) that a forked child would inherit half alive
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
-        yield from pool.map(_rasterise_chunk, chunks)
+        yield from pool.map(draw, chunks)
 
 
-def _rasterise_chunk(chunk: Sequence[str]) -> list[bytes | None]:
-    return [rasterise(svg) for svg in chunk]
+def _rasterise_chunk(chunk: Sequence[str], within: int | None) -> list[bytes | None]:
+    return [rasterise(svg, within) for svg in chunk]
 
 
 def _is_blank(png: bytes) -> bool:

@@ -260,9 +260,19 @@ def test_many_drawings_keep_their_order_over_processes(monkeypatch: pytest.Monke
 
 
 def test_icon_names_lose_style_and_size() -> None:
-    names = ["bell-outline-24", "bell", "bell-fill", "arrow-left-bold", "24", "line", "cup-16", "gone"]
+    names = ["bell-outline-24", "bell", "bell-fill", "arrow-left-bold", "24", "line", "cup-16", "gone", "traffic-light"]
+    names += [f"thing{number}-{style}" for number in range(20) for style in ("outline", "bold", "fill")]
     found = icons.shared_names({name: {"body": "", "hidden": name == "gone"} for name in names})
-    assert found == {"bell": "bell", "arrow-left": "arrow-left-bold", "line": "line", "cup": "cup-16"}
+    others = {name: own for name, own in found.items() if not name.startswith("thing")}
+    # this set has no style "light"
+    assert others == {
+        "bell": "bell",
+        "arrow-left": "arrow-left-bold",
+        "line": "line",
+        "cup": "cup-16",
+        "traffic-light": "traffic-light",
+    }
+    assert found["thing7"] == "thing7-bold"  # "fill" is as short, and later in the alphabet
 
 
 @pytest.mark.parametrize(
@@ -306,39 +316,133 @@ def test_icons_hold_out_sets_and_names_and_drop_copies(tmp_path: Path, monkeypat
     assert not {train.read(index).metadata["vendor"] for index in range(len(train))} & icons.HELD_OUT_SETS
 
 
-@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
-def test_stamps_are_read_from_a_debian_package(tmp_path: Path) -> None:
-    root = tmp_path / "package"
-    place = root / "usr/share/tuxpaint/stamps/animals/big_cats"
-    place.mkdir(parents=True)
+def clipart(title: str, licence: str = "http://web.resource.org/cc/PublicDomain", body: str = RED) -> str:
+    """A drawing as the Open Clip Art Library has them."""
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="http://web.resource.org/cc/" width="9000" height="4500"
+        viewBox="0 0 20 10" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xlink="http://www.w3.org/1999/xlink"
+        xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><metadata><rdf:RDF><cc:Work rdf:about="">
+        <dc:title>{title}</dc:title>
+        <dc:subject><rdf:Bag><rdf:li>wild_animal</rdf:li><rdf:li>hash</rdf:li><rdf:li/><rdf:li>Ann</rdf:li></rdf:Bag></dc:subject>
+        <dc:publisher><cc:Agent><dc:title>The library</dc:title></cc:Agent></dc:publisher>
+        <dc:creator><cc:Agent><dc:title>Ann</dc:title></cc:Agent></dc:creator>
+        <cc:license rdf:resource="{licence}"/></cc:Work></rdf:RDF></metadata>{body}</svg>"""
+
+
+def debian_package(folder: Path, name: str, version: str, files: dict[str, bytes], links: dict[str, str]) -> None:
+    """folder/NAME_VERSION_all.deb with these files, links and a copyright file."""
+    root = folder / f"{name}-root"
+    control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: x <x@y>\nDescription: x\n"
+    notice = {f"usr/share/doc/{name}/copyright": name.encode(), "DEBIAN/control": control.encode()}
+    for place, content in {**files, **notice}.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(content)
+    for place, target in links.items():
+        (root / place).symlink_to(target)
+    path = folder / f"{name}_{version.replace(':', '%3a')}_all.deb"
+    subprocess.run(["dpkg-deb", "--build", str(root), str(path)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def stamps_cache(tmp_path: Path) -> Path:
+    """Both Debian packages with 15 stamps and 8 clip art drawings that can be used, and a good deal that cannot."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("no dpkg-deb here")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    place = "usr/share/tuxpaint/stamps/animals/big_cats"
+    files: dict[str, bytes] = {}
     for number in range(14):
-        (place / f"cat{number}.png").write_bytes(picture(number, size=(40, 20)))
-        (place / f"cat{number}.txt").write_text(f"A cat number {number // 2}.\nde.utf8=Katze\n")
-    (place / "cat0.svg").write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" width="9mm" height="9mm"><rect width="9" height="9"/></svg>'
-    )
-    (place / "silent.png").write_bytes(picture(99))
-    (place / "broken.png").write_bytes(b"no picture")
-    (place / "link.png").symlink_to("/etc/passwd")
-    (root / "usr/share/doc/tuxpaint-stamps-default").mkdir(parents=True)
-    (root / "usr/share/doc/tuxpaint-stamps-default/copyright").write_text("GPL-2")
-    (root / "DEBIAN").mkdir()
-    (root / "DEBIAN/control").write_text(
-        "Package: tuxpaint-stamps-default\nVersion: 1.5-2\nArchitecture: all\nMaintainer: x <x@y>\nDescription: x\n"
-    )
-    package = tmp_path / "tuxpaint-stamps-default_1.5-2_all.deb"
-    subprocess.run(["dpkg-deb", "--build", str(root), str(package)], check=True, capture_output=True)
-    report = stamps.build(tmp_path / "out", offline_cache=tmp_path, image_size=32)
-    assert sum(report.splits.values()) == 15
-    assert report.splits["test"] in (2, 3)  # one of seven captions; one of them has a third picture
-    assert report.manifest["sources"][0]["version"] == "1.5-2"
+        files[f"{place}/{chr(97 + number)}.png"] = picture(number, size=(40, 20))
+        files[f"{place}/{chr(97 + number)}.txt"] = f"A cat, kind {chr(97 + number // 2)}.\nde.utf8=Katze\n".encode()
+    start = '<svg xmlns="http://www.w3.org/2000/svg" width="9mm" height="9mm"'
+    files[f"{place}/a.svg"] = f'{start}><rect width="9" height="9"/></svg>'.encode()
+    files[f"{place}/b.svg"] = f'{start}><text y="9">cat</text></svg>'.encode()
+    files[f"{place}/silent.png"] = picture(99)
+    files[f"{place}/c2.png"], files[f"{place}/c2.txt"] = b"no picture", b"A cat."
+    debian_package(cache, stamps.TUXPAINT, "1.5-2", files, {f"{place}/link.png": "/etc/passwd"})
+
+    place = "usr/share/openclipart/svg/animals"
+    drawings = {f"dog {letter}": clipart(f"Clip Art by Ann B. - Dog {letter * 3}") for letter in "abcdef"}
+    drawings["violin"], drawings["fiddle"] = clipart("Violin"), clipart("The violin (2)")
+    drawings |= {f"theme {number}": clipart("Somebody's theme") for number in range(11)}
+    drawings |= {"fc": clipart("fc23"), "untitled": clipart(""), "gpl": clipart("Cat", "http://somewhere/GPL")}
+    drawings |= {"blank": clipart("White cat", body=""), "file": clipart("Red cat", body='<image href="cat.png"/>')}
+    drawings |= {"broken": "<svg", "plain": "<svg/>"}
+    files = {f"{place}/{name}.svg": text.encode() for name, text in drawings.items()}
+    debian_package(cache, stamps.CLIPART, "1:2-3", files, {f"{place}/again.svg": "violin.svg"})
+    return cache
+
+
+def test_stamps_are_read_from_debian_packages(tmp_path: Path, stamps_cache: Path) -> None:
+    report = stamps.build(tmp_path / "out", offline_cache=stamps_cache, image_size=32)
+    assert sum(report.splits.values()) == 15 + 8
+    assert report.manifest["notes"] == {
+        "concepts": 14,  # seven cats, six dogs, the violin
+        "concepts_held_out": 2,
+        "left_out": {
+            "holds text alone, which needs a font": ["tuxpaint/animals/big_cats/b.svg"],
+            "blank or broken": ["openclipart/animals/blank.svg"],
+            "refers to something outside itself": ["openclipart/animals/file.svg"],
+            "undecodable picture": ["tuxpaint/animals/big_cats/c2.png"],
+        },
+        "clipart_without_caption": {
+            "title of a collection": 11,
+            "no title": 4,
+            "not declared to be in the public domain": 1,
+        },
+    }
+    sources = report.manifest["sources"]
+    assert [(source["version"], source["spdx"]) for source in sources] == [
+        ("1.5-2", "GPL-2.0-only"),
+        ("1:2-3", "CC-PDDC"),
+    ]
+    assert all((tmp_path / "out" / source["url"]).is_file() for source in sources)
     train, test = (open_dataset(tmp_path / "out" / name) for name in ("train", "test"))
-    sides = [{part.read(index).caption for index in range(len(part))} for part in (train, test)]
+    sides = [{part.read(index).metadata["concept"] for index in range(len(part))} for part in (train, test)]
     assert not sides[0] & sides[1]
-    assert list(train.read(0).tags) == ["animals", "big cats"]
-    picture_on_white = decode_image(train.read(0).image_bytes)
-    assert picture_on_white.size == (32, 32)
-    assert picture_on_white.getpixel((16, 1)) == (255, 255, 255)
+    everything = [part.read(index) for part in (train, test) for index in range(len(part))]
+    by_vendor = {vendor: [one for one in everything if one.metadata["vendor"] == vendor] for vendor in VENDORS}
+    assert {vendor: len(found) for vendor, found in by_vendor.items()} == VENDORS
+    assert all(list(one.tags) == ["animals", "big cats"] for one in by_vendor["tuxpaint-png"])
+    assert all(list(one.tags) == ["wild animal"] for one in by_vendor["openclipart"])
+    assert all(one.metadata["author"] == "Ann" for one in by_vendor["openclipart"])
+    assert "Dog aaa" in {one.caption for one in by_vendor["openclipart"]}
+    for one in everything:
+        picture_on_white = decode_image(one.image_bytes)
+        assert picture_on_white.size == (32, 32)
+        assert picture_on_white.getpixel((16, 1)) == (255, 255, 255) or one.metadata["vendor"] == "tuxpaint-svg"
+
+
+def test_what_stamps_lack_is_said_by_name(
+    tmp_path: Path, stamps_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "stamps", "--out", str(tmp_path / "out"), "--offline-cache", str(stamps_cache)]) == 0
+    said = capsys.readouterr().out
+    assert "left out, holds text alone, which needs a font: tuxpaint/animals/big_cats/b.svg" in said
+    assert "CC-PDDC" in said
+
+
+VENDORS = {"tuxpaint-png": 14, "tuxpaint-svg": 1, "openclipart": 8}
+
+
+@pytest.mark.parametrize(
+    "caption, concept",
+    [
+        ("A blue dog.", "blue dog"),
+        ("blue dog 02", "blue dog"),
+        ("The Blue Dog (B and W)", "blue dog"),
+        ("(100)", "(100)"),
+        ("Añil", "añil"),
+    ],
+)
+def test_captions_that_differ_in_form_are_one_concept(caption: str, concept: str) -> None:
+    assert stamps.Stamp("x", PurePosixPath("x"), b"", caption, ()).concept == concept
+
+
+def test_a_drawing_is_fitted_into_a_size_whatever_it_asks_for() -> None:
+    png = raster.rasterise(clipart("Big"), within=32)
+    assert png is not None
+    assert Image.open(io.BytesIO(png)).size == (32, 16)
 
 
 def test_stamps_without_debian_tools_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,3 +468,17 @@ def test_the_real_emoji_set_has_its_documented_counts(tmp_path: Path) -> None:
     assert report.splits == {"train": 6341, "test-seen": 1435, "test-unseen": 159}
     assert report.manifest["captions"] == 1594
     assert BuildOptions().image_size == 32
+
+
+@pytest.mark.network
+@pytest.mark.skipif(os.environ.get("CLIPKIT_NETWORK_TESTS") != "1", reason="set CLIPKIT_NETWORK_TESTS=1")
+def test_the_real_stamps_have_their_documented_counts(tmp_path: Path) -> None:
+    """Of Debian 12; other releases of Debian have other versions of the packages."""
+    report = stamps.build(tmp_path / "out", cache=tmp_path / "cache")
+    assert report.splits == {"train": 3554, "test": 628}
+    notes = report.manifest["notes"]
+    assert (
+        sum(len([name for name in names if name.startswith("tuxpaint/")]) for names in notes["left_out"].values()) == 8
+    )
+    assert sum(map(len, notes["left_out"].values())) == 49
+    assert sum(notes["clipart_without_caption"].values()) == 7458 - 3198
