@@ -96,9 +96,9 @@ def _bf16_products() -> str:
     """Which of the paths multiplies bf16 features without rounding the logits."""
     import torch
 
-    from clipkit.engine.cpu_backend.products import product_path
+    from clipkit.engine.cpu_backend.products import bf16_kernel
 
-    return product_path(torch.bfloat16)
+    return bf16_kernel(torch.bfloat16) or "widened"
 
 
 def _backends() -> Iterator[str]:

@@ -3,6 +3,7 @@
 #include "bindings.h"
 
 #include "cpu/bf16_products.h"
+#include "cpu/bf16_sweep.h"
 
 namespace clipkit {
 namespace {
@@ -66,6 +67,39 @@ void add(const std::string& kernel, std::uintptr_t weights, int64_t weights_stri
   add_weighted_rows(chosen, left, transposed, right, panel_bytes, result, threads);
 }
 
+// A tower as Python gives it: (address, row stride, rows, columns).
+using Tower = std::tuple<std::uintptr_t, int64_t, int64_t, int64_t>;
+
+Bf16Form form(const std::string& kernel, const Tower& x, const Tower& y, float scale, int threads) {
+  const auto matrix_of = [](const Tower& tower, const char* name) {
+    return bf16_matrix(std::get<0>(tower), std::get<1>(tower), std::get<2>(tower), std::get<3>(tower), name);
+  };
+  if (std::get<3>(x) != std::get<3>(y)) throw std::invalid_argument("y: got another width than x; want towers of one width");
+  return {kernel_called(kernel), matrix_of(x, "x"), matrix_of(y, "y"), scale, threads};
+}
+
+void log_sum_exps(const std::string& kernel, const Tower& x, const Tower& y, float scale, bool without_positives, int64_t diagonal,
+                  std::uintptr_t row_lse, std::uintptr_t column_lse, int threads) {
+  const Bf16Form logits = form(kernel, x, y, scale, threads);
+  auto* rows = pointer<float>(row_lse, logits.x.rows, "row_lse");
+  auto* columns = pointer<float>(column_lse, logits.y.rows, "column_lse");
+  py::gil_scoped_release release;
+  bf16_log_sum_exps(logits, without_positives, diagonal, rows, columns);
+}
+
+void exponential_products(const std::string& kernel, const Tower& x, const Tower& y, float scale, std::uintptr_t row_offset,
+                          std::uintptr_t column_offset, int64_t diagonal, std::uintptr_t diagonal_weight, std::uintptr_t g_y,
+                          std::uintptr_t gt_x, int threads) {
+  const Bf16Form logits = form(kernel, x, y, scale, threads);
+  const int64_t rows = logits.x.rows, columns = logits.y.rows, width = logits.x.columns;
+  const auto* of_rows = pointer<const float>(row_offset, rows, "row_offset");
+  const auto* of_columns = pointer<const float>(column_offset, columns, "column_offset");
+  const auto* weight = pointer<const float>(diagonal_weight, rows, "diagonal_weight");
+  const Fp32Matrix to_x{reinterpret_cast<float*>(g_y), width, rows, width}, to_y{reinterpret_cast<float*>(gt_x), width, columns, width};
+  py::gil_scoped_release release;
+  bf16_exponential_products(logits, of_rows, of_columns, diagonal, weight, to_x, to_y);
+}
+
 }  // namespace
 
 void bind_bf16(py::module_& module) {
@@ -80,6 +114,13 @@ void bind_bf16(py::module_& module) {
              py::arg("transposed"), py::arg("y"), py::arg("panel_bytes"), py::arg("width"), py::arg("out"), py::arg("out_stride"),
              py::arg("threads"),
              "out += weights y, or weights^T y, for fp32 weights [rows, columns] rounded to bf16 and y's columns packed.");
+  module.def("bf16_log_sum_exps", &log_sum_exps, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"),
+             py::arg("without_positives"), py::arg("diagonal"), py::arg("row_lse"), py::arg("column_lse"), py::arg("threads"),
+             "Row and column log-sum-exps of scale x y^T; a tower is (address, row stride, rows, columns).");
+  module.def("bf16_exponential_products", &exponential_products, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"),
+             py::arg("row_offset"), py::arg("column_offset"), py::arg("diagonal"), py::arg("diagonal_weight"), py::arg("g_y"),
+             py::arg("gt_x"), py::arg("threads"),
+             "g_y += G y and gt_x += G^T x, contiguous, for G = exp(s - row_offset) + exp(s - column_offset); 0 leaves one out.");
 }
 
 }  // namespace clipkit

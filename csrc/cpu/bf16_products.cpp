@@ -2,13 +2,11 @@
 #include "cpu/bf16_products.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <thread>
 #include <vector>
 
+#include "cpu/aligned.h"
 #include "cpu/bf16_pack.h"
 
 namespace clipkit {
@@ -21,16 +19,6 @@ constexpr int64_t kPanelsInCache = 16;
 
 int64_t ceil_div(int64_t count, int64_t step) { return (count + step - 1) / step; }
 int64_t panels_of(int64_t lines) { return ceil_div(lines, kBf16Panel); }
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-std::unique_ptr<unsigned char, Free> aligned_bytes(int64_t count) {
-  void* memory = std::aligned_alloc(64, static_cast<std::size_t>(count));
-  if (memory == nullptr) throw std::bad_alloc();
-  return std::unique_ptr<unsigned char, Free>(static_cast<unsigned char*>(memory));
-}
 
 // work(first, last) over parts of [0, count), one for each thread. Whoever computes a number, it is computed alike.
 template <typename Work>
@@ -95,7 +83,7 @@ void tile_of_products(const Bf16Kernel& kernel, const Bf16Matrix& x, const unsig
   const int64_t depth_blocks = panels_of(x.columns), panels = panels_of(out.columns);
   share(panels_of(x.rows), threads, [&](int64_t first_row, int64_t last_row) {
     const Entered entered(kernel);
-    const auto left = aligned_bytes(kBlocksInCache * kBf16BlockBytes);
+    const auto left = aligned<unsigned char>(kBlocksInCache * kBf16BlockBytes);
     for (int64_t near = 0; near < panels; near += kPanelsInCache) {
       const int64_t far = std::min(near + kPanelsInCache, panels);
       for (int64_t k = 0; k == 0 || k < depth_blocks; k += kBlocksInCache) {  // once at least: products of no depth are zero
@@ -117,7 +105,7 @@ void add_weighted_rows(const Bf16Kernel& kernel, const Fp32Matrix& weights, bool
   const int64_t depth = transposed ? weights.rows : weights.columns, depth_blocks = panels_of(depth);
   share(panels_of(out.rows), threads, [&](int64_t first_row, int64_t last_row) {
     const Entered entered(kernel);
-    const auto left = aligned_bytes(kBlocksInCache * kBf16BlockBytes);
+    const auto left = aligned<unsigned char>(kBlocksInCache * kBf16BlockBytes);
     for (int64_t k = 0; k < depth_blocks; k += kBlocksInCache) {
       const int64_t blocks = std::min(kBlocksInCache, depth_blocks - k), start = k * kBf16Panel;
       const int64_t deep = std::min(blocks * kBf16Panel, depth - start);

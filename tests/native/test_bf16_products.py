@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipkit.engine.cpu_backend import products
-from clipkit.engine.cpu_backend.products import Bf16Products, Fp32Products, product_path
+from clipkit.engine.cpu_backend.products import Bf16Products, Fp32Products, bf16_kernel
 
 SHAPES = [(1, 1, 1), (1, 130, 6), (63, 65, 96), (32, 64, 32), (127, 2, 640), (130, 127, 1152), (512, 96, 600)]
 """(rows, columns, width)"""
@@ -97,7 +97,12 @@ def test_parts_of_a_form_equal_the_whole(path):
 
 def test_any_strides_and_alignment(path):
     wide, tall = tower(50, 141, 0), tower(47, 60, 1)
-    views = {"a window": wide[3:, 5:75], "every second row": wide[::2, 1:71], "transposed": tall.T}
+    views = {
+        "a window": wide[3:, 5:75],
+        "every second row": wide[::2, 1:71],
+        "transposed": tall.T,
+        "one row again and again": wide[:1].expand(33, -1),
+    }
     for name, x in views.items():
         y = tower(40, x.shape[1], 2)
         weights = torch.randn(len(x), 45, generator=torch.Generator().manual_seed(3))[:, 5:].bfloat16().float()
@@ -156,9 +161,8 @@ def test_empty_parts_do_nothing(path):
 
 def test_the_fastest_path_at_hand_is_chosen_for_bf16_only(native):
     kernels = native.bf16_kernels()
-    assert product_path(torch.bfloat16) == (kernels[0] if kernels else "widened")
-    assert product_path(torch.float16) == "widened"
-    assert product_path(torch.float32) == "fp32"
+    assert bf16_kernel(torch.bfloat16) == (kernels[0] if kernels else None)
+    assert bf16_kernel(torch.float16) is bf16_kernel(torch.float32) is None
     chosen = products.products_of(tower(2, 3, 0), tower(4, 3, 1))
     assert isinstance(chosen, Bf16Products if kernels else Fp32Products)
 

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from clipkit.engine.cpu_backend import bf16_exponential
 from clipkit.engine.cpu_backend.compiled import compiled
 from clipkit.engine.cpu_backend.passes import RunningSums, at, diagonal_columns, fp32_zeros, tile_of
-from clipkit.engine.cpu_backend.products import products_of
+from clipkit.engine.cpu_backend.products import bf16_kernel, products_of
 from clipkit.engine.cpu_backend.tiles import over_tiles, whole
 
 
 def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.log_sum_exps`."""
-    products, factor = products_of(x, y), float(scale)
+    factor = float(scale)
+    if factor > 0.0 and (kernel := bf16_kernel(x.dtype)):
+        return bf16_exponential.log_sum_exps(x, y, factor, diagonal=diagonal, kernel=kernel)
+    products = products_of(x, y)
     row, column = RunningSums.empty(len(x), x), RunningSums.empty(len(y), y)
     positive = None if diagonal is None else diagonal_columns(len(x), diagonal, x)
 
@@ -39,6 +44,21 @@ def exponential_products(
     want_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `clipkit.engine.sweeps.exponential_products`."""
+    if kernel := bf16_kernel(x.dtype):
+        # An offset of +inf makes its exponential vanish.
+        absent = x.new_full((max(len(x), len(y)),), float("inf"), dtype=torch.float32)
+        return bf16_exponential.exponential_products(
+            x,
+            y,
+            float(scale),
+            row_offset=absent[: len(x)] if row_offset is None else row_offset.contiguous(),
+            column_offset=absent[: len(y)] if column_offset is None else column_offset.contiguous(),
+            diagonal=diagonal,
+            diagonal_weight=diagonal_weight,
+            want_x=want_x,
+            want_y=want_y,
+            kernel=kernel,
+        )
     products, factor = products_of(x, y), float(scale)
     positive, weight = diagonal_columns(len(x), diagonal, x), diagonal_weight.contiguous()
     row_offset = None if row_offset is None else row_offset.contiguous()

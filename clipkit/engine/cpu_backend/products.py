@@ -65,7 +65,7 @@ class Bf16Products:
 
     def __init__(self, x: Tensor, y: Tensor, kernel: str) -> None:
         """`kernel` is one of `compiled().bf16_kernels()`."""
-        self._x, self._y = (tower if tower.stride(1) == 1 else tower.contiguous() for tower in (x, y))
+        self._x, self._y = (with_contiguous_rows(tower) for tower in (x, y))
         self._kernel = kernel
 
     def tile(self, rows: slice, columns: slice, out: Tensor) -> None:
@@ -102,6 +102,11 @@ class Bf16Products:
         return _packed(self._x, columns_are_lines=True)
 
 
+def with_contiguous_rows(tower: Tensor) -> Tensor:
+    """A tower as csrc/cpu/bf16_products.h takes it: rows apart from one another, their numbers side by side."""
+    return tower if tower.stride(1) == 1 and tower.stride(0) >= tower.shape[1] else tower.contiguous()
+
+
 def _packed(tower: Tensor, *, columns_are_lines: bool) -> Tensor:
     """Rows or columns of a tower as lines of panels, [panels, blocks, 1024]: a block is 32 lines by 32 numbers."""
     rows, columns = (-(-size // _PANEL) for size in tower.shape)
@@ -114,15 +119,13 @@ def _packed(tower: Tensor, *, columns_are_lines: bool) -> Tensor:
 
 def products_of(x: Tensor, y: Tensor) -> Products:
     """The fastest products for towers of this type on this machine."""
-    path = product_path(x.dtype)
-    if path in ("fp32", "widened"):
-        return Fp32Products(widen(x), widen(y))
-    return Bf16Products(x, y, path)
+    kernel = bf16_kernel(x.dtype)
+    return Bf16Products(x, y, kernel) if kernel else Fp32Products(widen(x), widen(y))
 
 
-def product_path(dtype: torch.dtype) -> str:
-    """How towers of a type are multiplied here: "fp32", "widened" to it, or by "amx" or "avx512_bf16" as they are."""
-    if dtype == torch.float32:
-        return "fp32"
-    kernels = compiled().bf16_kernels() if dtype == torch.bfloat16 else []  # fp16 numbers are not exact in bf16
-    return kernels[0] if kernels else "widened"
+def bf16_kernel(dtype: torch.dtype) -> str | None:
+    """What multiplies towers of this type as they are here, "amx" or "avx512_bf16"; None where they are widened."""
+    if dtype != torch.bfloat16:  # fp16 numbers are not exact in bf16
+        return None
+    kernels = compiled().bf16_kernels()
+    return kernels[0] if kernels else None
