@@ -159,7 +159,7 @@ register_gradients(_global_contrastive, count=3)
 def _advance(log_u: Tensor, log_g: Tensor, gamma: float) -> Tensor:
     """log of (1-γ) u + γ g; log g on the first visit, and always when γ = 1."""
     if gamma == 1.0:
-        return log_g.clone()
+        return log_g
     moved = torch.logaddexp(log_u + math.log1p(-gamma), log_g + math.log(gamma))
     return torch.where(log_u.isneginf(), log_g, moved)
 

@@ -5,6 +5,8 @@ them.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -119,8 +121,8 @@ def _divergence_terms(r: Tensor, log_probability: Tensor, to_probability: Tensor
 
 def _excess(r: Tensor) -> Tensor:
     """φ(r) = e^r - 1 - r = r²/2 + r³/6 + ... for |r| < 1/2, where the exponential would leave no digits of it."""
-    last = 10 if r.dtype == torch.float32 else 16  # r^(last+1)/(last+1)! is below the type's rounding of r²/2
-    series = torch.full_like(r, 1.0 / last)
+    last = 9 if r.dtype == torch.float32 else 15  # the first term left out is below the type's rounding of r²/2
+    series = torch.full_like(r, 1 / math.factorial(last))
     for power in range(last - 1, 1, -1):
-        series.mul_(r).add_(1.0).div_(power)
+        series.mul_(r).add_(1 / math.factorial(power))
     return series.mul_(r).mul_(r)
