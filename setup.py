@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = ("80", "89", "90a", "100a", "120a")
 # PTX of the oldest architecture rides along: cards between or after the listed ones compile it when they first load it.
 PTX_ARCH = "80"
+# A CUDA file named hopper_* is for this architecture alone: its instructions exist on no other.
+HOPPER_ARCH = "90a"
 # A C++ file named *_<key>.cpp is compiled with these: code for processors that have them, called only where they do.
 INSTRUCTION_SETS = {
     "avx2": "-mavx2 -mfma",
@@ -176,17 +178,23 @@ def instruction_flags(compiler: str, source: Path) -> str:
     return flags if flags and subprocess.run(probe, capture_output=True).returncode == 0 else ""
 
 
+def gpu_code(source: Path, archs: list[str]) -> str:
+    """nvcc's flags for what a file is compiled into; empty: it is left out."""
+    if source.name.startswith("hopper_"):
+        return f"-gencode=arch=compute_{HOPPER_ARCH},code=sm_{HOPPER_ARCH}" if HOPPER_ARCH in archs else ""
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return " ".join([*codes, f"-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}"])
+
+
 def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     """The text of build.ninja. No -march: one build serves every processor, and picks its loops at run time."""
     archs = cuda_archs(nvcc) if nvcc else []
-    gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    if archs:
-        gencode.append(f"-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}")
     includes = (
         " ".join(f"-I{escape(tools[key])}" for key in ("python_include", "pybind_include"))
         + f" -I{escape(ROOT / 'csrc')}"
     )
     defines = f'-DCLIPKIT_CUDA_ARCHS=\\"{",".join(archs)}\\"' + (" -DCLIPKIT_WITH_CUDA" if nvcc else "")
+    defines += " -DCLIPKIT_WITH_HOPPER" if HOPPER_ARCH in archs else ""
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     strip = "" if sys.platform == "darwin" else "-s"
     linker = f"{nvcc} {shared} -cudart static -Xlinker {strip}" if nvcc else f"{tools['cxx']} {shared} {strip}"
@@ -194,17 +202,20 @@ def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     lines = [
         f"rule cxx\n  command = {tools['cxx']} {cxx_flags} $isa"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
-        f"rule cuda\n  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC {' '.join(gencode)} -I{escape(ROOT / 'csrc')}"
+        f"rule cuda\n  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC $code -I{escape(ROOT / 'csrc')}"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
         f"rule link\n  command = {linker} $in -o $out\n",
     ]
     objects = []
     for source in sorted((ROOT / "csrc").rglob("*.c*")):
-        rule = {".cpp": "cxx", ".cu": "cuda"}.get(source.suffix)
-        if rule == "cxx" or (rule == "cuda" and nvcc):
-            objects.append(f"{source.parent.name}_{source.name}.o")
-            isa = instruction_flags(tools["cxx"], source) if rule == "cxx" else ""
-            lines.append(f"build {objects[-1]}: {rule} {escape(source)}\n  isa = {isa}\n")
+        if source.suffix == ".cpp":
+            rule, variable = "cxx", f"isa = {instruction_flags(tools['cxx'], source)}"
+        elif source.suffix == ".cu" and nvcc and gpu_code(source, archs):
+            rule, variable = "cuda", f"code = {gpu_code(source, archs)}"
+        else:
+            continue
+        objects.append(f"{source.parent.name}_{source.name}.o")
+        lines.append(f"build {objects[-1]}: {rule} {escape(source)}\n  {variable}\n")
     lines.append(f"build {escape(output)}: link {' '.join(objects)}\n")
     return "\n".join(lines)
 

@@ -39,4 +39,5 @@ PYBIND11_MODULE(_native, module) {
   clipkit::bind_cpu(module);
   clipkit::bind_bf16(module);
   clipkit::bind_cuda(module);
+  clipkit::bind_hopper(module);
 }

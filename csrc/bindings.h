@@ -21,5 +21,6 @@ T* pointer(std::uintptr_t address, int64_t count, const char* name) {
 void bind_cpu(pybind11::module_& module);
 void bind_bf16(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);
+void bind_hopper(pybind11::module_& module);
 
 }  // namespace clipkit

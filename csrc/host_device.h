@@ -12,6 +12,8 @@
 
 namespace clipkit {
 
+CLIPKIT_HOST_DEVICE constexpr int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
 // The host runs a launch's threads one after another, so a plain access is atomic there.
 CLIPKIT_HOST_DEVICE inline int atomic_increment(int* counter) {
 #ifdef __CUDA_ARCH__

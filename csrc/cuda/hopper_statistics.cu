@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   Machine<Type> machine{shared, &x_map, &y_map, seat, sweep.first_row};
 
   if (threadIdx.x == 0) {
+    if (machine.stages() % kSwizzleAtom != 0) __trap();  // the swizzle goes by address bits
     for (int stage = 0; stage < kStages; ++stage) {
       ptx::mbarrier_init(machine.full(stage), 1);
       ptx::mbarrier_init(machine.empty(stage), kWarpsThatFree);

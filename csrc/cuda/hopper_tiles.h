@@ -44,10 +44,6 @@ constexpr int kWarpsThatFree = kClusterBlocks * kConsumers * kWarpsPerGroup;
 constexpr int kProducts = kStripRows * kTileColumns / kGroupThreads;
 constexpr int kThreadColumns = kProducts / 2;
 
-CLIPKIT_HOST_DEVICE constexpr int64_t ceil_div(int64_t numerator, int64_t denominator) {
-  return (numerator + denominator - 1) / denominator;
-}
-
 // The accumulator layout of wgmma m64nNk16 (the PTX manual's figure for D): value v of a lane lies in this row of its warp's 16 rows and in
 // this column. Consecutive values are two columns, then the same two eight rows further down.
 CLIPKIT_HOST_DEVICE constexpr int product_row(int lane, int value) { return lane / 4 + 8 * (value / 2 % 2); }

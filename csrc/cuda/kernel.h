@@ -21,8 +21,6 @@ namespace clipkit {
 
 struct Nothing {};
 
-constexpr int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
 // How the host goes through a launch: the tests run every kernel in both orders.
 struct HostOrder {
   bool descending = false;
