@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mistake on one rank raises on every rank at once: there by its own name, elsewhere by the name of that rank."""
+"""A mistake on one rank raises on every rank: there by its own name, elsewhere by the name of that rank.
+
+A rank left waiting fails the test when its process group gives up, with an error that is no ValueError.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -16,9 +18,6 @@ from tests.reference.cases import CASES, Case
 from tests.reference.naive import unit
 
 ROWS, WIDTH = 4, 6
-AT_ONCE = 20.0
-"""Seconds: on a crowded machine far more than an exchange of integers takes, and far less than a collective waits."""
-
 TWO_DIMENSIONS = {
     "an integer dtype": lambda value: value.long(),
     "one row short": lambda value: value[1:],
@@ -81,7 +80,6 @@ def _call(case: Case, wrong: dict[str, object]) -> torch.Tensor:
 
 
 def _expect_refusal(rank: int, guilty: int, what: str, call: Callable[[], object]) -> None:
-    began = time.monotonic()
     message = ""
     try:
         call()
@@ -89,7 +87,6 @@ def _expect_refusal(rank: int, guilty: int, what: str, call: Callable[[], object
         message = str(error)
     assert message, f"{what}: nothing raised on rank {rank}"
     assert (f"refused on rank {guilty}" in message) == (rank != guilty), f"{what}, rank {rank}: {message}"
-    assert time.monotonic() - began < AT_ONCE, what
 
 
 def _mistakes_of_modules(rank: int) -> None:
