@@ -24,3 +24,13 @@ def passes(request, native):
     native.use_instruction_set(request.param)
     yield Passes(native, request.param)
     native.use_instruction_set(usual)
+
+
+@pytest.fixture(params=["ascending", "descending"])
+def on_host(native, monkeypatch, request) -> ModuleType:
+    """CUDA launches run thread after thread on the host, from the first to the last and from the last to the first: a
+    thread that reads what another writes without a barrier between them gives itself away in one of the two."""
+    monkeypatch.setenv("CLIPKIT_CUDA_ON_HOST", "1")
+    native.set_host_order(request.param == "descending")
+    yield native
+    native.set_host_order(False)
