@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from clipkit.encoders import create_model
 from clipkit.optim import Muon, hidden_matrices, parameter_groups
@@ -16,6 +19,8 @@ from clipkit.train import parse_config
 from clipkit.train import train as train_run
 from clipkit.train.state import _materialise
 from tests.train import tiny
+
+RANKS_TOLERANCE = 1e-6  # the orthogonal factors are float32's, whatever the gradients are
 
 
 def small() -> nn.Module:
@@ -131,13 +136,50 @@ def test_vectors_and_no_iterations_are_refused():
         Muon([{"params": [nn.Parameter(torch.zeros(3, 3))], "muon": True}], iterations=0)
 
 
+def test_sharded_matrices_are_refused(tmp_path):
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        module = nn.Sequential(nn.Linear(4, 6))
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"sharded matrix.*train\.parallel=ddp, or optim\.name=adamw"):
+            optimizer_of(module)
+        Muon(parameter_groups(module.named_parameters(), lr=1e-2, weight_decay=0.1))  # AdamW's part may be sharded
+    finally:
+        dist.destroy_process_group()
+
+
+def run_of(data: Path, out: Path, **changes: object) -> dict[str, object]:
+    settings = tiny.settings(data, out, train__steps=5, **changes)
+    return {**settings, "optim": {"name": "muon", "lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 2}}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_under_ddp_equal_one_process(ranks, data, tmp_path, monkeypatch):
+    """In float64, so that the order of sums hardly shows."""
+    monkeypatch.setattr("clipkit.report.write_report", lambda run, *_: run / "report.html")
+    trees = {name: run_of(data, tmp_path / name) for name in ("alone", "together")}
+    for tree in trees.values():
+        tree["train"]["precision"] = "fp64"
+    train_run(parse_config(trees["alone"]))
+    tiny.run_on_ranks(ranks, [{"tree": trees["together"]}], tmp_path)
+    losses, wanted = (tiny.losses(tmp_path / name) for name in ("together", "alone"))
+    assert losses == pytest.approx(wanted, rel=RANKS_TOLERANCE)
+    tensors, wanted = (tiny.checkpoint_tensors(tmp_path / name, 5) for name in ("together", "alone"))
+    assert any(name.endswith(".momentum") for name in wanted)
+    for name, value in tensors.items():
+        torch.testing.assert_close(value, wanted[name], rtol=RANKS_TOLERANCE, atol=RANKS_TOLERANCE, msg=name)
+
+
 def test_a_run_goes_on_bitwise_from_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("clipkit.report.write_report", lambda run, *_: run / "report.html")
     data = tiny.build_set(tmp_path)
 
     def run(out: str, steps: int) -> dict[str, torch.Tensor]:
-        tree = tiny.settings(data, tmp_path / out, train__steps=steps)
-        tree["optim"] = {"name": "muon", "lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 2}}
+        tree = run_of(data, tmp_path / out)
+        tree["train"]["steps"] = steps
         train_run(parse_config(tree))
         return tiny.checkpoint_tensors(tmp_path / out, steps)
 
