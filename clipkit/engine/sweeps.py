@@ -19,24 +19,6 @@ from torch import Tensor
 from clipkit.engine.dispatch import choose
 
 
-class PairStatistics(NamedTuple):
-    """Student and teacher log-sum-exps, and teacher-weighted means, of two forms over the same pairs; rows [n], columns
-    [m].
-
-    With P and Q the row and column softmax of the teacher's logits T:
-    row_gap_i = Σ_j P_ij (T_ij - S_ij), row_teacher_i = Σ_j P_ij T_ij, and the same down the columns with Q.
-    """
-
-    row_student: Tensor
-    row_teacher_lse: Tensor
-    row_gap: Tensor
-    row_teacher: Tensor
-    column_student: Tensor
-    column_teacher_lse: Tensor
-    column_gap: Tensor
-    column_teacher: Tensor
-
-
 def log_sum_exps(
     x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
@@ -109,53 +91,6 @@ def softmax_sweep(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(Σ_i LSE_i - S_i,label, G Y, Gᵀ X) for G = row softmax minus one-hot(labels), labels [n] int64 columns."""
     return choose("softmax_sweep", x, backend)(x, y, scale, labels, want_x=want_x, want_y=want_y)
-
-
-def pair_statistics(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    x_teacher: Tensor,
-    y_teacher: Tensor,
-    teacher_scale: Tensor,
-    *,
-    backend: str = "",
-) -> PairStatistics:
-    """Statistics of a student's and a teacher's form over the same pairs; both tiles are made together, neither is
-    stored. No loss calls it any more: `pair_divergence` is more accurate and needs `log_sum_exps` alone.
-    """
-    return choose("pair_statistics", x, backend)(x, y, scale, x_teacher, y_teacher, teacher_scale)
-
-
-def pair_products(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    x_teacher: Tensor,
-    y_teacher: Tensor,
-    teacher_scale: Tensor,
-    *,
-    row_student: Tensor,
-    row_teacher: Tensor,
-    column_student: Tensor,
-    column_teacher: Tensor,
-    backend: str = "",
-) -> tuple[Tensor, Tensor]:
-    """(G Y, Gᵀ X) for G = P - P_teacher + Q - Q_teacher, from the four log-sum-exps. No loss calls it any more:
-    `pair_divergence` makes them in the sweep that makes the loss.
-    """
-    return choose("pair_products", x, backend)(
-        x,
-        y,
-        scale,
-        x_teacher,
-        y_teacher,
-        teacher_scale,
-        row_student=row_student,
-        row_teacher=row_teacher,
-        column_student=column_student,
-        column_teacher=column_teacher,
-    )
 
 
 class PairDivergence(NamedTuple):

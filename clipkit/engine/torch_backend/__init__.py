@@ -14,7 +14,7 @@ from clipkit.engine.torch_backend.patches import gather_patches, sample_patches
 from clipkit.engine.torch_backend.sample_state import advance_state, gather_state, scatter_state
 from clipkit.engine.torch_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.torch_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
-from clipkit.engine.torch_backend.two_forms import pair_divergence, pair_products, pair_statistics
+from clipkit.engine.torch_backend.two_forms import pair_divergence
 
 __all__ = [
     "SWEEPS",
@@ -29,8 +29,6 @@ __all__ = [
     "log_sum_exps",
     "obstacle",
     "pair_divergence",
-    "pair_products",
-    "pair_statistics",
     "sample_patches",
     "scatter_state",
     "sigmoid_sweep",
