@@ -63,6 +63,16 @@ def best_row(kind: str, capability: int, bits: int, width: int) -> Row:
     return min((row for row in rows if row.capability == served), key=lambda row: row.widest)
 
 
+def rows_of_a_thread(device: torch.device, dtype: torch.dtype) -> int:
+    """Rows of a 16-bit tile that one thread holds and can add up without asking another: four in the fragments of mma
+    and wgmma (eight apart, and half a tile apart), one in what sm_100 reads from its tensor memory or in plain fp32.
+    """
+    capability = capability_of(device)
+    if capability is None:
+        return 4  # the interpreter: take the longer way
+    return 4 if dtype.itemsize == 2 and not 100 <= capability < 120 else 1
+
+
 def capability_of(device: torch.device) -> int | None:
     """A card's compute capability as major * 10 + minor; None where the interpreter runs the kernels."""
     if device.type != "cuda":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from .config import TileConfig
-from .form import Form, on_device_of
+from .form import Form, Own, on_device_of
 from .tile_exponential_weights import tile_exponential_weights
 from .waves import DEFAULT_WORKSPACE_BYTES, wave_products, weight_unit
 
@@ -36,6 +36,7 @@ def exponential_products(
     """
     assert row_offset is not None or column_offset is not None, "one of the terms"
     form = Form.of(x, y, scale, precision)
+    own = Own("diagonal", diagonal) if labels is None else Own("labels", labels=labels)
     tile = config or form.tile_for("gradient")
     # A tensor that no branch of the kernel reads stands in for what is absent.
     across = own_weight if row_offset is None else row_offset.contiguous()
@@ -46,8 +47,7 @@ def exponential_products(
         band = form.band(rows.start, rows.stop)
         tile_exponential_weights[band.tile_grid(tile)](
             *band.arguments(),
-            diagonal + rows.start,
-            own_weight if labels is None else labels[rows],
+            *own.band(rows.start, rows.stop).arguments(band),
             across[rows],
             down,
             own_weight[rows],
@@ -57,7 +57,7 @@ def exponential_products(
             GROUP=tile.group,
             EVEN=band.fills(tile),
             UNIT=weight_unit(x.dtype),
-            OWN="diagonal" if labels is None else "labels",
+            OWN=own.kind,
             BY_ROW=row_offset is not None,
             BY_COLUMN=column_offset is not None,
         )

@@ -82,6 +82,31 @@ class Form(NamedTuple):
         return (triton.cdiv(self.rows, config.block_m) * triton.cdiv(self.columns, config.block_n),)
 
 
+class Own(NamedTuple):
+    """Each row's own pair, which kernels leave out or weigh apart: in column row + diagonal (`kind` "diagonal"), in
+    labels[row] ("labels", int64 [rows]), or nowhere ("none").
+    """
+
+    kind: str = "none"
+    diagonal: int = 0
+    labels: torch.Tensor | None = None
+
+    def band(self, start: int, stop: int) -> Own:
+        """Those of some consecutive rows."""
+        return self._replace(
+            diagonal=self.diagonal + start, labels=None if self.labels is None else self.labels[start:stop]
+        )
+
+    def transposed(self) -> Own:
+        """The same pairs seen from the columns."""
+        assert self.labels is None, "a column may be the label of many rows"
+        return self._replace(diagonal=-self.diagonal)
+
+    def arguments(self, form: Form) -> tuple[int, torch.Tensor]:
+        """(diagonal, labels) for a kernel; a tensor that it does not read stands in for labels that are not there."""
+        return self.diagonal, form.scale if self.labels is None else self.labels
+
+
 def unit_inner_stride(features: torch.Tensor) -> torch.Tensor:
     """The features themselves, or a copy where they do not lie row by row."""
     return features if features.stride(-1) == 1 else features.contiguous()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, lines, tile_products
+from .tiles import LN2, LOG2E, lines, own_pairs, tile_products
 
 
 @triton.jit(do_not_specialize=["diagonal"])
@@ -19,6 +19,7 @@ def repair_rows(
     x_stride,
     y_stride,
     diagonal,
+    labels,
     suspect,
     log_sum,
     WIDTH: tl.constexpr,
@@ -26,7 +27,7 @@ def repair_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-    WITHOUT_DIAGONAL: tl.constexpr,
+    OWN: tl.constexpr,
 ):
     """One program, BLOCK_M rows: returns at once unless one of them is suspect, else overwrites log_sum of the suspect
     ones with a running-maximum pass over all columns. Arguments as in tile_statistics; columns are repaired by
@@ -44,8 +45,11 @@ def repair_rows(
                 x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
             )
             logits = tl.where(j[None, :] < columns, products * factor, float("-inf"))
-            if WITHOUT_DIAGONAL:
-                logits = tl.where(j[None, :] == i[:, None] + diagonal, float("-inf"), logits)
+            if OWN != "none":
+                own, _ = own_pairs(
+                    tl.minimum(i, rows - 1), 0, first // BLOCK_N, diagonal, labels, OWN, BLOCK_M, BLOCK_N
+                )
+                logits = tl.where(tl.arange(0, BLOCK_N)[None, :] == own[:, None], float("-inf"), logits)
             raised = tl.maximum(highest, tl.max(logits, 1))
             anchor = tl.where(raised == float("-inf"), 0.0, raised)
             total = total * tl.exp2(highest - anchor) + tl.sum(tl.exp2(logits - anchor[:, None]), 1)

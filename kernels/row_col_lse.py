@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 import triton
 
-from .config import TileConfig
-from .form import FUSION, Form, on_device_of
+from .config import TileConfig, rows_of_a_thread
+from .form import FUSION, Form, Own, on_device_of
 from .merge import merge_partials
 from .repair import repair_rows
 from .tile_statistics import tile_statistics
 
 MERGE_BLOCK = 128
 DEFAULT_WORKSPACE_BYTES = 64 << 20
+# Tiles whose column sums stay in registers: the exchange between threads that ends them costs 192 shuffles on sm_90,
+# a tile by itself 16. But a card wants some two thousand programs, sixteen a multiprocessor, or the last ones idle it.
+MOST_STACKED = 8
+FEWEST_PROGRAMS = 2048
 
 
 def row_col_lse(
@@ -24,6 +31,7 @@ def row_col_lse(
     diagonal: int | None = None,
     precision: str = "ieee",
     config: TileConfig | None = None,
+    stack: int | None = None,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Row LSEs [N] and column LSEs [M], fp32, of scale * x @ y.T for x [N, d], y [M, d] in fp32, fp16 or bf16.
@@ -34,97 +42,128 @@ def row_col_lse(
     -inf for the lines of the other. The caller has checked shapes, dtypes and devices.
     """
     form = Form.of(x, y, scale, precision)
-    row_lse = torch.full((form.rows,), -torch.inf, dtype=torch.float32, device=x.device)
-    column_lse = torch.full((form.columns,), -torch.inf, dtype=torch.float32, device=x.device)
-    if form.rows and form.columns:
-        with on_device_of(x):
-            _run(form, diagonal, row_lse, column_lse, config or form.tile_for("statistics"), workspace_bytes)
-    return row_lse, column_lse
+    own = Own() if diagonal is None else Own("diagonal", diagonal)
+    columns = _Lines.of(form.columns, form)
+    return _swept(form, own, columns, config, stack, workspace_bytes), columns.lse
 
 
-def _run(
-    form: Form,
-    diagonal: int | None,
-    row_lse: torch.Tensor,
-    column_lse: torch.Tensor,
-    config: TileConfig,
-    workspace_bytes: int,
-) -> None:
-    """Sweep band after band, merge, repair; the results land in row_lse and column_lse."""
-    x, rows, columns = form.x, form.rows, form.columns
-    row_suspect = torch.empty(rows, dtype=torch.int8, device=x.device)
-    column_suspect = torch.empty(columns, dtype=torch.int8, device=x.device)
-    column_state = torch.empty((3, columns), dtype=torch.float32, device=x.device)
-
-    band = _band_rows(rows, columns, config, workspace_bytes)
-    for start in range(0, rows, band):
-        stop = min(start + band, rows)
-        row_sums, column_sums, offsets = _sweep(form.band(start, stop), _shifted(diagonal, start), config)
-        column_tiles = offsets.shape[1]
-        band_out = (row_lse[start:stop], row_suspect[start:stop])
-        _merge(row_sums, offsets, (column_tiles, 1), config.block_m, column_state, band_out, first=True, last=True)
-        column_out = (column_lse, column_suspect)
-        ends = {"first": start == 0, "last": stop == rows}
-        _merge(column_sums, offsets, (1, column_tiles), config.block_n, column_state, column_out, **ends)
-    _repair(form, diagonal, row_suspect, row_lse)
-    _repair(form.transposed(), None if diagonal is None else -diagonal, column_suspect, column_lse)
+def row_lse(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    scale: float | torch.Tensor,
+    *,
+    labels: torch.Tensor,
+    precision: str = "ieee",
+    config: TileConfig | None = None,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+) -> torch.Tensor:
+    """Row LSEs [N] alone, without the pairs (i, labels_i), labels int64 [N]; otherwise as `row_col_lse`."""
+    form = Form.of(x, y, scale, precision)
+    return _swept(form, Own("labels", labels=labels), None, config, None, workspace_bytes)
 
 
-def _shifted(diagonal: int | None, rows: int) -> int | None:
-    return None if diagonal is None else diagonal + rows
+class _Lines(NamedTuple):
+    """What is known of rows or columns: the result, what of it is suspect, what the merge carries between bands."""
+
+    lse: torch.Tensor
+    suspect: torch.Tensor
+    state: torch.Tensor
+
+    @classmethod
+    def of(cls, count: int, form: Form) -> _Lines:
+        lse = torch.full((count,), -torch.inf, dtype=torch.float32, device=form.x.device)
+        return cls(lse, torch.empty_like(lse, dtype=torch.int8), lse.new_empty(3, count))
+
+    def band(self, start: int, stop: int) -> _Lines:
+        """Some consecutive rows."""
+        return _Lines(self.lse[start:stop], self.suspect[start:stop], self.state[:, start:stop])
 
 
-def _band_rows(rows: int, columns: int, config: TileConfig, workspace_bytes: int) -> int:
-    """Rows per band: whole groups of tiles whose partial sums (fp32) fit the workspace, at least one group."""
-    group_rows = config.block_m * config.group
-    group_bytes = 4 * (group_rows * triton.cdiv(columns, config.block_n) + config.group * columns)
-    return min(rows, group_rows * max(1, workspace_bytes // group_bytes))
+def _swept(
+    form: Form, own: Own, columns: _Lines | None, config: TileConfig | None, stack: int | None, workspace_bytes: int
+) -> torch.Tensor:
+    """Sweep band after band, merge, repair: the row LSEs; those of the columns, if wanted, land in `columns`."""
+    rows = _Lines.of(form.rows, form)
+    if form.rows == 0 or form.columns == 0:
+        return rows.lse
+    config = config or form.tile_for("statistics")
+    stack = stack or _stack(form, config)
+    with on_device_of(form.x):
+        height = _band_rows(form, config, stack, workspace_bytes)
+        for start in range(0, form.rows, height):
+            stop = min(start + height, form.rows)
+            across, down = _sweep(form.band(start, stop), own.band(start, stop), config, stack, columns is not None)
+            _merge(across, rows.band(start, stop), first=True, last=True)
+            if columns is not None:
+                _merge(down, columns, first=start == 0, last=stop == form.rows)
+        _repair(form, own, rows)
+        if columns is not None:
+            _repair(form.transposed(), own.transposed(), columns)
+    return rows.lse
 
 
-def _sweep(form: Form, diagonal: int | None, config: TileConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row sums [column tiles, N], column sums [row tiles, M] and offsets [row tiles, column tiles] of all tiles."""
-    x, rows, columns = form.x, form.rows, form.columns
-    row_tiles, column_tiles = triton.cdiv(rows, config.block_m), triton.cdiv(columns, config.block_n)
-    row_sums = torch.empty((column_tiles, rows), dtype=torch.float32, device=x.device)
-    column_sums = torch.empty((row_tiles, columns), dtype=torch.float32, device=x.device)
-    offsets = torch.empty((row_tiles, column_tiles), dtype=torch.float32, device=x.device)
-    tile_statistics[form.tile_grid(config)](
+def _stack(form: Form, config: TileConfig) -> int:
+    (tiles,) = form.tile_grid(config)
+    return max(1, min(MOST_STACKED, tiles // FEWEST_PROGRAMS))
+
+
+def _band_rows(form: Form, config: TileConfig, stack: int, workspace_bytes: int) -> int:
+    """Rows per band: whole groups of stacks whose partial sums (fp32) fit the workspace, at least one group."""
+    group_rows = config.block_m * stack * config.group
+    group_bytes = 4 * (group_rows * triton.cdiv(form.columns, config.block_n) + config.group * form.columns)
+    return min(form.rows, group_rows * max(1, workspace_bytes // group_bytes))
+
+
+class _Partials(NamedTuple):
+    """Sums [tiles, lines], offsets with their strides along blocks of lines and along tiles, lines in a block."""
+
+    sums: torch.Tensor
+    offsets: torch.Tensor
+    strides: tuple[int, int]
+    block: int
+
+
+def _sweep(form: Form, own: Own, config: TileConfig, stack: int, want_columns: bool) -> tuple[_Partials, _Partials]:
+    """Partial sums of all tiles along rows and, if wanted, down the columns of each stack of tiles."""
+    row_tiles, column_tiles = triton.cdiv(form.rows, config.block_m), triton.cdiv(form.columns, config.block_n)
+    stacks = triton.cdiv(row_tiles, stack)
+    kept = stacks if want_columns else 0
+    sums = functools.partial(torch.empty, dtype=torch.float32, device=form.x.device)
+    across = _Partials(
+        sums((column_tiles, form.rows)), sums((row_tiles, column_tiles)), (column_tiles, 1), config.block_m
+    )
+    down = _Partials(sums((kept, form.columns)), sums((kept, column_tiles)), (1, column_tiles), config.block_n)
+    tile_statistics[(stacks * column_tiles,)](
         *form.arguments(),
-        diagonal or 0,
-        row_sums,
-        column_sums,
-        offsets,
+        *own.arguments(form),
+        stack,
+        form.x.shape[1],
+        across.sums,
+        across.offsets,
+        down.sums,
+        down.offsets,
         **form.constants(config),
         GROUP=config.group,
-        EVEN_M=rows % config.block_m == 0,
-        EVEN_N=columns % config.block_n == 0,
-        WITHOUT_DIAGONAL=diagonal is not None,
+        OWN=own.kind,
+        COLUMNS=want_columns,
+        FOLD=rows_of_a_thread(form.x.device, form.x.dtype),
     )
-    return row_sums, column_sums, offsets
+    return across, down
 
 
-def _merge(
-    sums: torch.Tensor,
-    offsets: torch.Tensor,
-    offset_strides: tuple[int, int],
-    lines_per_offset: int,
-    state: torch.Tensor,
-    out: tuple[torch.Tensor, torch.Tensor],
-    *,
-    first: bool,
-    last: bool,
-) -> None:
-    """Fold partial sums into log-sum-exps and suspect flags; `state` carries columns from band to band."""
-    tiles, lines = sums.shape
+def _merge(partials: _Partials, out: _Lines, *, first: bool, last: bool) -> None:
+    """Fold partial sums into log-sum-exps and suspect flags; the state carries columns from band to band."""
+    tiles, lines = partials.sums.shape
     merge_partials[(triton.cdiv(lines, MERGE_BLOCK),)](
-        sums,
-        offsets,
-        *state,
-        *out,
+        partials.sums,
+        partials.offsets,
+        *out.state,
+        out.lse,
+        out.suspect,
         lines,
         tiles,
-        *offset_strides,
-        LINES_PER_OFFSET=lines_per_offset,
+        *partials.strides,
+        LINES_PER_OFFSET=partials.block,
         BLOCK=MERGE_BLOCK,
         FIRST=first,
         LAST=last,
@@ -133,14 +172,14 @@ def _merge(
     )
 
 
-def _repair(form: Form, diagonal: int | None, suspect: torch.Tensor, log_sum: torch.Tensor) -> None:
+def _repair(form: Form, own: Own, out: _Lines) -> None:
     """Compute the suspect rows again, each relative to its own largest logit."""
     config = form.tile_for("repair")
     repair_rows[(triton.cdiv(form.rows, config.block_m),)](
         *form.arguments(),
-        diagonal or 0,
-        suspect,
-        log_sum,
+        *own.arguments(form),
+        out.suspect,
+        out.lse,
         **form.constants(config),
-        WITHOUT_DIAGONAL=diagonal is not None,
+        OWN=own.kind,
     )

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward statistics of one tile of S = scale * X Yᵀ: row and column sums from one exponential per logit."""
+"""Forward statistics of S = scale * X Yᵀ: row and column sums from one exponential per logit."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, lines, swizzled_tile, tile_products
+from .tiles import LN2, LOG2E, add_products, lines, own_pairs, swizzled_tile
 
 
-@triton.jit(do_not_specialize=["diagonal"])
+@triton.jit(do_not_specialize=["diagonal", "stack", "width"])
 def tile_statistics(
     x,
     y,
@@ -19,43 +19,104 @@ def tile_statistics(
     x_stride,
     y_stride,
     diagonal,
+    labels,
+    stack,
+    width,
     row_sums,
+    row_offsets,
     column_sums,
-    offsets,
+    column_offsets,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
-    EVEN_M: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    WITHOUT_DIAGONAL: tl.constexpr,
+    OWN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    FOLD: tl.constexpr,
 ):
-    """One program, one tile. x [rows, WIDTH], y [columns, WIDTH], unit stride along WIDTH; scale [1] fp32.
+    """One program, a stack of up to `stack` tiles that lie under each other.
 
-    With o the tile's largest logit, writes o to offsets[row tile, column tile], sum_j exp(s_ij - o) to
-    row_sums[column tile, i] and sum_i exp(s_ij - o) to column_sums[row tile, j]. Every element is written by exactly
-    one program: no atomics, the same bits every time. WITHOUT_DIAGONAL leaves out the pairs j == i + diagonal; a tile
-    of which nothing is left has the offset 0. Logarithms are left to the merge: here they would cost a
-    tenth of the tile's instructions.
+    Per tile, with o its largest logit: o to row_offsets[row tile, column tile] and sum_j exp(s_ij - o) to
+    row_sums[column tile, i]. With COLUMNS also per stack, o being its largest logit: o to
+    column_offsets[stack, column tile] and sum_i exp(s_ij - o) to column_sums[stack, j]. Every element is written by
+    exactly one program: no atomics, the same bits every time. Own pairs (OWN "diagonal" or "labels", see own_pairs)
+    are left out; a tile of which nothing is left has the offset -inf.
+
+    Column sums cross from thread to thread once a stack: until then each thread adds up its own rows, FOLD of which it
+    holds in one tile. Logarithms are left to the merge: here they would cost a tenth of the tile's instructions.
     """
-    row_tile, column_tile = swizzled_tile(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP)
-    i, j = lines(row_tile, BLOCK_M), lines(column_tile, BLOCK_N)
-    products = tile_products(x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    column_tiles = tl.cdiv(columns, BLOCK_N)
+    band, column_tile = swizzled_tile(tl.program_id(0), rows, columns, BLOCK_M * stack, BLOCK_N, GROUP)
+    j = lines(column_tile, BLOCK_N)
+    factor = tl.load(scale) * LOG2E
+    highest = float("-inf")
+    totals = tl.zeros((BLOCK_M // FOLD, BLOCK_N), dtype=tl.float32)
+    last = tl.minimum((band + 1) * stack, tl.cdiv(rows, BLOCK_M))
+    # What the compiler would compute once for all tiles of a stack costs registers that the sums need.
+    for row_tile in tl.range(band * stack, last, disable_licm=True):
+        i = lines(row_tile, BLOCK_M)
+        products = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        products = add_products(
+            products, x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_K, PRECISION, width
+        )
+        logits = products * factor
+        logits = without_strangers(
+            logits, i, row_tile, column_tile, rows, columns, diagonal, labels, OWN, BLOCK_M, BLOCK_N
+        )
+        offset = tl.max(logits)
+        terms = tl.exp2(logits - tl.where(offset == float("-inf"), 0.0, offset))
+        tl.store(row_offsets + tl.cast(row_tile, tl.int64) * column_tiles + column_tile, offset * LN2)
+        if COLUMNS:
+            raised = tl.maximum(highest, offset)
+            anchor = tl.where(raised == float("-inf"), 0.0, raised)
+            totals = totals * tl.exp2(highest - anchor) + folded(terms, BLOCK_M, BLOCK_N, FOLD) * tl.exp2(
+                offset - anchor
+            )
+            highest = raised
+        tl.store(row_sums + tl.cast(column_tile, tl.int64) * rows + i, tl.sum(terms, 1), mask=i < rows)
+    if COLUMNS:
+        tl.store(column_offsets + tl.cast(band, tl.int64) * column_tiles + column_tile, highest * LN2)
+        tl.store(column_sums + tl.cast(band, tl.int64) * columns + j, tl.sum(totals, 0), mask=j < columns)
 
-    logits = products * (tl.load(scale) * LOG2E)
-    if not EVEN_M:
-        logits = tl.where(i[:, None] < rows, logits, float("-inf"))
-    if not EVEN_N:
-        logits = tl.where(j[None, :] < columns, logits, float("-inf"))
-    if WITHOUT_DIAGONAL:
-        logits = tl.where(j[None, :] == i[:, None] + diagonal, float("-inf"), logits)
-    offset = tl.max(logits)
-    if WITHOUT_DIAGONAL:
-        offset = tl.where(offset == float("-inf"), 0.0, offset)
-    terms = tl.exp2(logits - offset)
 
-    tl.store(offsets + row_tile.to(tl.int64) * tl.cdiv(columns, BLOCK_N) + column_tile, offset * LN2)
-    tl.store(row_sums + column_tile.to(tl.int64) * rows + i, tl.sum(terms, 1), mask=i < rows)
-    tl.store(column_sums + row_tile.to(tl.int64) * columns + j, tl.sum(terms, 0), mask=j < columns)
+@triton.jit
+def folded(terms, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr):
+    """Sums [BLOCK_M / FOLD, BLOCK_N] of the rows that one thread holds, in the fragments of mma and wgmma: pairs eight
+    apart, and the two halves of the tile."""
+    if FOLD >= 2:
+        terms = tl.sum(tl.reshape(terms, (BLOCK_M // 16, 2, 8, BLOCK_N)), 1)
+    if FOLD == 4:
+        terms = tl.sum(tl.reshape(terms, (2, BLOCK_M // 32, 8, BLOCK_N)), 0)
+    return tl.reshape(terms, (BLOCK_M // FOLD, BLOCK_N))
+
+
+@triton.jit
+def without_strangers(
+    logits,
+    i,
+    row_tile,
+    column_tile,
+    rows,
+    columns,
+    diagonal,
+    labels,
+    OWN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Logits with -inf past the edges and at own pairs; most tiles have neither and only take the branch around it."""
+    rows_left = (rows - tl.cast(row_tile, tl.int64) * BLOCK_M).to(tl.int32)
+    columns_left = (columns - tl.cast(column_tile, tl.int64) * BLOCK_N).to(tl.int32)
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    concerned = (rows_left < BLOCK_M) | (columns_left < BLOCK_N)
+    if OWN != "none":
+        own, meets = own_pairs(tl.minimum(i, rows - 1), row_tile, column_tile, diagonal, labels, OWN, BLOCK_M, BLOCK_N)
+        concerned |= meets
+    if concerned:
+        logits = tl.where(row[:, None] < rows_left, logits, float("-inf"))
+        logits = tl.where(column[None, :] < columns_left, logits, float("-inf"))
+        if OWN != "none":
+            logits = tl.where(column[None, :] == own[:, None], float("-inf"), logits)
+    return logits

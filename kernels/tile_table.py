@@ -20,10 +20,8 @@ ANY = 1 << 30
 
 TABLE: tuple[Row, ...] = (
     Row(80, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
-    Row(90, "statistics", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
-    Row(90, "statistics", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
-    Row(100, "statistics", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
-    Row(100, "statistics", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
+    Row(90, "statistics", 16, ANY, TileConfig(256, 128, 64, warps=8, stages=3)),
+    Row(100, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(120, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(80, "statistics", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
     Row(80, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
@@ -33,9 +31,7 @@ TABLE: tuple[Row, ...] = (
     Row(100, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
     Row(120, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(80, "gradient", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
-    Row(80, "pair", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
-    Row(90, "pair", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
-    Row(120, "pair", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
+    Row(80, "pair", 16, ANY, TileConfig(128, 64, 32, warps=8, stages=4)),
     Row(80, "pair", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),
     Row(80, "curvature", 16, ANY, TileConfig(64, 128, 64, warps=8, stages=3)),
     Row(80, "curvature", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),

@@ -27,7 +27,7 @@ def lines(tile, BLOCK: tl.constexpr):
     """The BLOCK row or column numbers of a tile, 64-bit: times the row stride they pass 2**31 at a million rows of
     width 2048.
     """
-    return tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
@@ -67,16 +67,19 @@ def add_products(
     WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    width=None,
 ):
     """tile_products, added to what `products` holds.
 
     Lines past the edge repeat the last one, so that no load of the loop needs a mask for them: what they give is
-    finite wherever the inputs are, and the caller's to drop.
+    finite wherever the inputs are, and the caller's to drop. With `width`, the same number known at run time only, the
+    compiler cannot unroll the loop: where a kernel carries registers from tile to tile, unrolling makes it spill.
     """
     k = tl.arange(0, BLOCK_K)
     x_tile = x + tl.minimum(i, rows - 1)[:, None] * x_stride + k[None, :]
     y_tile = y + tl.minimum(j, columns - 1)[None, :] * y_stride + k[:, None]
-    for start in range(0, WIDTH, BLOCK_K):
+    end = WIDTH if width is None else width
+    for start in range(0, end, BLOCK_K):
         if WIDTH % BLOCK_K == 0:
             a = tl.load(x_tile)
             b = tl.load(y_tile)
@@ -106,13 +109,13 @@ def own_pairs(
 
     Worth a branch: one tile in thousands meets the diagonal, and a select on all would cost two instructions a logit.
     """
-    first = column_tile.to(tl.int64) * BLOCK_N
+    first = tl.cast(column_tile, tl.int64) * BLOCK_N
     if OWN == "labels":
         local = (tl.load(labels + i) - first).to(tl.int32)
         meets = tl.max(((local >= 0) & (local < BLOCK_N)).to(tl.int32), 0) > 0
     else:
         local = (i + diagonal - first).to(tl.int32)
-        gap = first - row_tile.to(tl.int64) * BLOCK_M - diagonal
+        gap = first - tl.cast(row_tile, tl.int64) * BLOCK_M - diagonal
         meets = (gap > -BLOCK_N) & (gap < BLOCK_M)
     return local, meets
 
