@@ -4,7 +4,8 @@
 Two environment variables decide what is compiled: CLIPKIT_BUILD_CPU (csrc/cpu and the bindings) and CLIPKIT_BUILD_CUDA
 (csrc/cuda, bound through the same module). Each is 0 (never), 1 (build it or fail) or auto (the default: build it where
 the tools are; where they are not, say so in one line and install without it). CLIPKIT_CUDA_ARCHS ("80;90a") names the
-GPU architectures, MAX_JOBS the number of parallel compilers.
+GPU architectures, MAX_JOBS the number of parallel compilers, NVCC_THREADS how many architectures each nvcc compiles at
+a time (default 1).
 
 torch is neither needed nor linked: functions take raw pointers, so one build serves every torch version.
 """
@@ -186,6 +187,14 @@ def gpu_code(source: Path, archs: list[str]) -> str:
     return " ".join([*codes, f"-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}"])
 
 
+def nvcc_threads() -> int:
+    """NVCC_THREADS, a positive number."""
+    text = os.environ.get("NVCC_THREADS") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise SystemExit(f"NVCC_THREADS: got {text!r}; want a number of at least 1; unset it for 1")
+    return int(text)
+
+
 def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     """The text of build.ninja. No -march: one build serves every processor, and picks its loops at run time."""
     archs = cuda_archs(nvcc) if nvcc else []
@@ -202,7 +211,8 @@ def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     lines = [
         f"rule cxx\n  command = {tools['cxx']} {cxx_flags} $isa"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
-        f"rule cuda\n  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC $code -I{escape(ROOT / 'csrc')}"
+        f"rule cuda\n  command = {nvcc} --threads {nvcc_threads()} -std=c++17 -O3 -Xcompiler -fPIC $code"
+        f" -I{escape(ROOT / 'csrc')}"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
         f"rule link\n  command = {linker} $in -o $out\n",
     ]

@@ -106,6 +106,7 @@ def test_ids_outside_the_table_read_as_nan_and_are_never_written():
     assert log_u.isnan().tolist() == smoothed.isnan().tolist() == [True, True, True, False]
     sample_state.scatter_state(table, ids, torch.ones(4), backend="cuda")
     assert table.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert sample_state.gather_state(torch.zeros(0, 2), ids, backend="cuda").isnan().all()
     with pytest.raises(ValueError, match=r"ids: got -1; want sample ids in \[0, 4\)"):
         sample_state.gather_state(table, ids, backend="torch")
 

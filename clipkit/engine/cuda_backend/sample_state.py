@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def _check(table: Tensor, ids: Tensor) -> int:
     """Complain about what the kernels do not take; the number of columns."""
     check_tensor("table", table, table, dtype=torch.float32)
     check_tensor("ids", ids, table, dtype=torch.int64, shape=(None,))
-    return table[0].numel() if table.shape[0] else 1
+    return math.prod(table.shape[1:])
 
 
 def _table(table: Tensor, columns: int) -> tuple[int, int, int, int]:
