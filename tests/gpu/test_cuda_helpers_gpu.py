@@ -188,3 +188,13 @@ def test_lamb_skips_on_the_card_and_does_not_wait(overflowed, no_waiting):
     for tensor, old in zip(tensors, before, strict=True):
         assert torch.equal(tensor, old) is overflowed
         assert optimizer.state[tensor]["step"].item() == (0 if overflowed else 2)
+
+
+def test_launches_follow_the_tensors_to_another_device():
+    """The compiled part has a CUDA runtime of its own: it must take the device that torch has made current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two cards")
+    table = torch.arange(10.0, device="cuda:1")
+    found = sample_state.gather_state(table, torch.tensor([7, 0], device="cuda:1"), backend="cuda")
+    assert found.tolist() == [7.0, 0.0]
+    assert torch.cuda.current_device() == 0
