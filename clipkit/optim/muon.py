@@ -25,7 +25,13 @@ class Muon(torch.optim.Optimizer):
 
     The orthogonal factor comes from `iterations` rounds of a quintic Newton-Schulz iteration in float32; matrices of
     one shape are iterated as one batch. Every rank computes the same update from the same gradients, so it goes with
-    DDP; a sharded matrix (DTensor) is refused.
+    DDP; a sharded matrix (DTensor) is refused, since a shard has no orthogonal factor of its own.
+
+    torch.optim.Muon follows the same rule (convolution kernels apart) but iterates in bfloat16, matrix by matrix. It
+    does not serve the demo, which has to end in minutes on any two cores: with it a step takes 0.99 times as long on
+    a processor with bfloat16 products, but 1.26 times as long without them, and 3.35 times as long without AVX-512
+    either, as on many laptops (medians over 12 steps, the older processors played by a limit on oneDNN's instructions:
+    `python -m bench.muon --steps 15`, bench/results/cpu-2core/muon-2026-11-22.json).
 
     Raises:
         ValueError: a vector or a sharded tensor in a "muon" group, or no iteration.
