@@ -178,6 +178,15 @@ def test_wheel_with_compiled_part_installs_and_works(sources, tmp_path, clean_py
 @needs_compiler
 @pytest.mark.slow
 def test_editable_install_works_from_the_checkout(sources, tmp_path, clean_python):
-    env = environment(tmp_path, CLIPKIT_BUILD_CPU="1", CLIPKIT_BUILD_CUDA="0", PYTHONPATH=SITE_PACKAGES)
+    """With the CUDA part where nvcc is: it must import on machines without a GPU, without a driver."""
+    cuda = {
+        "CLIPKIT_BUILD_CUDA": "1" if shutil.which("nvcc") else "0",
+        "CLIPKIT_CUDA_ARCHS": "90a",
+        "NVCC_THREADS": "2",
+    }
+    env = environment(tmp_path, CLIPKIT_BUILD_CPU="1", PYTHONPATH=SITE_PACKAGES, **cuda)
     pip_into(clean_python, env, "--no-build-isolation", "--editable", str(sources))
     assert sources in use_installed(clean_python, tmp_path).parents
+    code = "from clipkit import _native; print(_native.build_info()['cuda_archs'])"
+    result = subprocess.run([str(clean_python), "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == ("90a" if shutil.which("nvcc") else ""), result.stderr
