@@ -14,6 +14,13 @@ namespace clipkit {
 // below its tile's offset, so everything lost by the other lines is under N * exp(-27) of their sum.
 constexpr float kSuspectGap = 60.0f;
 
+// What is known of a line after some of its tiles: their sum is total * exp(reference), the largest of their offsets is `largest`.
+struct MergeState {
+  float reference;
+  float total;
+  float largest;
+};
+
 // Partials of `lines` rows (or columns) over `tiles` tiles: line l holds sums[t * lines + l] = sum_j exp(s_lj - o) over tile t, where
 // o = offsets[(l / line_block) * offset_line_stride + t * offset_tile_stride] is the offset that tile t used for line l.
 struct Partials {
@@ -28,6 +35,9 @@ struct Partials {
   unsigned char* suspect;  // out: [lines], 1 where the line must be computed again with its own offset
   int64_t* list;           // out, unless null: [lines], the suspect lines in any order
   int* listed;             // in and out, with list: how many; the caller starts it at 0
+  // Tiles may come in several launches, in order: each but the first goes on from `before`, each but the last leaves `after` and no result.
+  const MergeState* before;  // [lines] or null
+  MergeState* after;         // [lines] or null; may be `before`
 };
 
 // What thread number `line` does; threads past the end do nothing.
@@ -36,18 +46,23 @@ CLIPKIT_HOST_DEVICE inline void merge_line(int64_t line, const Partials& partial
   const float* sums = partials.sums + line;
   const float* offsets = partials.offsets + (line / partials.line_block) * partials.offset_line_stride;
 
-  float largest = -INFINITY;  // over all tiles: what decides whether the line is suspect
-  float reference = -INFINITY;  // over the tiles that contributed: what the sum is taken relative to
+  const MergeState before = partials.before != nullptr ? partials.before[line] : MergeState{-INFINITY, 0.0f, -INFINITY};
+  float largest = before.largest;      // over all tiles: what decides whether the line is suspect
+  float reference = before.reference;  // over the tiles that contributed: what the sum is taken relative to
   for (int64_t tile = 0; tile < partials.tiles; ++tile) {
     const float offset = offsets[tile * partials.offset_tile_stride];
     if (offset > largest) largest = offset;
     // A NaN sum counts as a contribution, so that it reaches the result.
     if (sums[tile * partials.lines] != 0.0f && offset > reference) reference = offset;
   }
-  float total = 0.0f;
+  float total = before.total == 0.0f ? 0.0f : before.total * expf(before.reference - reference);
   for (int64_t tile = 0; tile < partials.tiles; ++tile) {
     const float sum = sums[tile * partials.lines];
     if (sum != 0.0f) total += sum * expf(offsets[tile * partials.offset_tile_stride] - reference);
+  }
+  if (partials.after != nullptr) {
+    partials.after[line] = {reference, total, largest};
+    return;
   }
   const float log_sum = total == 0.0f ? -INFINITY : reference + logf(total);
   partials.log_sum[line] = log_sum;

@@ -38,7 +38,8 @@ void require(bool holds, const char* message) {
 }
 
 void merge_partials(Address sums, Address offsets, int64_t lines, int64_t tiles, int64_t line_block, int64_t offset_line_stride,
-                    int64_t offset_tile_stride, Address log_sum, Address suspect, Address list, Address listed, const py::object& stream) {
+                    int64_t offset_tile_stride, Address log_sum, Address suspect, Address list, Address listed, const py::object& stream,
+                    Address before, Address after) {
   require(lines >= 0 && tiles >= 0, "lines, tiles: got a negative size; want sizes of at least 0");
   require(line_block >= 1, "line_block: got less than 1; want how many lines share an offset");
   require((list == 0) == (listed == 0), "list, listed: got one of the two; want both, or 0 for both");
@@ -49,10 +50,12 @@ void merge_partials(Address sums, Address offsets, int64_t lines, int64_t tiles,
                           line_block,
                           offset_line_stride,
                           offset_tile_stride,
-                          pointer<float>(log_sum, lines, "log_sum"),
-                          pointer<unsigned char>(suspect, lines, "suspect"),
+                          pointer<float>(log_sum, after == 0 ? lines : 0, "log_sum"),
+                          pointer<unsigned char>(suspect, after == 0 ? lines : 0, "suspect"),
                           pointer<int64_t>(list, 0, "list"),
-                          pointer<int>(listed, 0, "listed")};
+                          pointer<int>(listed, 0, "listed"),
+                          pointer<const MergeState>(before, 0, "before"),
+                          pointer<MergeState>(after, 0, "after")};
   run(MergeLines(partials), stream, "merge_partials");
 }
 
@@ -215,9 +218,10 @@ void bind_cuda(py::module_& module) {
              "For tests: whether launches on the host go through blocks and threads from the last to the first. No result may change.");
   module.def("merge_partials", &merge_partials, arg("sums"), arg("offsets"), arg("lines"), arg("tiles"), arg("line_block"),
              arg("offset_line_stride"), arg("offset_tile_stride"), arg("log_sum"), arg("suspect"), arg("list") = 0, arg("listed") = 0,
-             arg("stream") = py::none(),
+             arg("stream") = py::none(), arg("before") = 0, arg("after") = 0,
              "Partials [tiles, lines] to log-sum-exps [lines], suspect flags (bytes) and, unless 0, a list of the suspect lines (int64) and its "
-             "length (int32, which the caller starts at 0).");
+             "length (int32, which the caller starts at 0). Tiles may come in several calls: before and after are [lines, 3] fp32 or 0, and "
+             "with after there is no result yet.");
   module.def("repair_lines", &repair_lines, arg("dtype"), arg("x"), arg("y"), arg("x_stride"), arg("y_stride"), arg("lines"), arg("columns"),
              arg("width"), arg("scale"), arg("diagonal"), arg("list"), arg("listed"), arg("splits"), arg("partials"), arg("log_sum"),
              arg("stream") = py::none(),

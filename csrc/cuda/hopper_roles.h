@@ -33,7 +33,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 // The offset of what has seen no logit: below any, and finite, so that differences of offsets are never inf - inf.
 constexpr float kNoOffset = -1e30f;
 
-// One launch: S = scale * X Yᵀ for `rows` rows of X from first_row on (a multiple of 256 but for the last launch's end) and all rows of Y.
+// One launch, of at most plan.items clusters: S = scale * X Yᵀ for `rows` rows of X from first_row on (a multiple of 256 but for the last launch's end) and all rows of Y.
 struct Sweep {
   Plan plan;
   int rows;

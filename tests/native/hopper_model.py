@@ -106,7 +106,9 @@ def launch(
     fault: int = 0,
     edits: Mapping[str, str] | None = None,
 ) -> str:
-    """One launch over some rows of x, [n, d] and [m, d] contiguous; what the simulation had to complain about."""
+    """One launch over some rows of x, [n, d] and [m, d] contiguous; what the simulation had to complain about. As on
+    the card, no cluster is launched without work."""
+    items = plan(len(rows), y.shape[0], pairs_per_item=pairs_per_item).items
     addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, y, *partials)]
     message = model(tuple((edits or {}).items())).hopper_sweep(
         addresses[0],
@@ -121,7 +123,7 @@ def launch(
         int(diagonal is not None),
         diagonal or 0,
         pairs_per_item,
-        clusters,
+        min(clusters, items),
         ctypes.c_uint64(seed),
         fault,
         *addresses[2:],

@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from clipkit.engine.cuda_backend.finaliser import carry_partials, merge_partials
+
 THREADS_PER_BLOCK = 256
 
 
@@ -83,3 +85,24 @@ def test_nan_reaches_the_result_and_no_tiles_give_minus_infinity(native):
     merged, suspect = merge(native, torch.ones(0, 3), torch.zeros(0, 3), 1, (1, 3))
     assert (merged == -torch.inf).all()
     assert not suspect.any()
+
+
+@pytest.mark.parametrize("cuts", [[1], [2, 3], [1, 2, 3, 4]])
+def test_tiles_in_several_calls_equal_one_call(native, cuts):
+    """A line that only an earlier call's tiles flushed is still suspect; one that a later call saves is not."""
+    generator = torch.Generator().manual_seed(4)
+    offsets = torch.randn(5, 3, generator=generator)
+    sums = torch.rand(5, 192, generator=generator)
+    sums[:, 7] = 0.0
+    sums[:3, 9] = 0.0
+    offsets[1] += 90.0
+    whole, suspects = merge_partials(sums, offsets, line_block=64, offset_strides=(1, 3))
+    state = None
+    parts = list(zip(sums.tensor_split(cuts), offsets.tensor_split(cuts), strict=True))
+    for part, part_offsets in parts[:-1]:
+        state = carry_partials(part, part_offsets, line_block=64, offset_strides=(1, 3), state=state)
+    last, last_offsets = parts[-1]
+    merged, again = merge_partials(last, last_offsets, line_block=64, offset_strides=(1, 3), state=state)
+    torch.testing.assert_close(merged, whole, rtol=0, atol=1e-5)
+    assert torch.equal(again.flags, suspects.flags)
+    assert suspects.flags[7]

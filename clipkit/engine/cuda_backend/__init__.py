@@ -8,6 +8,7 @@ each thread of each launch in turn: slow, and the same lines as on a card.
 from __future__ import annotations
 
 from clipkit.engine.cuda_backend.finaliser import Suspects, merge_partials, repair_lines
+from clipkit.engine.cuda_backend.hopper import log_sum_exps
 from clipkit.engine.cuda_backend.lamb import lamb
 from clipkit.engine.cuda_backend.library import obstacle
 from clipkit.engine.cuda_backend.patches import gather_patches, sample_patches
@@ -20,6 +21,7 @@ __all__ = [
     "gather_patches",
     "gather_state",
     "lamb",
+    "log_sum_exps",
     "merge_partials",
     "obstacle",
     "repair_lines",
@@ -32,6 +34,7 @@ SWEEPS = (
     "gather_patches",
     "gather_state",
     "lamb",
+    "log_sum_exps",
     "sample_patches",
     "scatter_state",
 )

@@ -24,28 +24,51 @@ class Suspects(NamedTuple):
 
 
 def merge_partials(
-    sums: Tensor, offsets: Tensor, *, line_block: int, offset_strides: tuple[int, int]
+    sums: Tensor, offsets: Tensor, *, line_block: int, offset_strides: tuple[int, int], state: Tensor | None = None
 ) -> tuple[Tensor, Suspects]:
     """Log-sum-exps [n] of partial sums [tiles, n] fp32, and the lines that need `repair_lines`.
 
     Line l of tile t was summed relative to offsets.flatten()[l // line_block * offset_strides[0] +
-    t * offset_strides[1]].
+    t * offset_strides[1]]. `state` is what `carry_partials` made of earlier tiles.
     """
-    check_tensor("sums", sums, sums, dtype=torch.float32, shape=(None, None))
-    check_tensor("offsets", offsets, sums, dtype=torch.float32)
-    tiles, lines = sums.shape
-    log_sum = sums.new_empty(lines)
+    lines, log_sum = sums.shape[1], sums.new_empty(sums.shape[1])
     suspects = Suspects(
         torch.empty(lines, dtype=torch.uint8, device=sums.device),
         torch.empty(lines, dtype=torch.int64, device=sums.device),
         torch.zeros(1, dtype=torch.int32, device=sums.device),
     )
-    outputs = [tensor.data_ptr() for tensor in (log_sum, *suspects)]
-    with stream_for(sums) as stream:
-        native().merge_partials(
-            sums.data_ptr(), offsets.data_ptr(), lines, tiles, line_block, *offset_strides, *outputs, stream
-        )
+    outputs = tuple(tensor.data_ptr() for tensor in (log_sum, *suspects))
+    _merge(sums, offsets, line_block, offset_strides, outputs, state, None)
     return log_sum, suspects
+
+
+def carry_partials(
+    sums: Tensor, offsets: Tensor, *, line_block: int, offset_strides: tuple[int, int], state: Tensor | None = None
+) -> Tensor:
+    """What later tiles of the same lines need to know of these and earlier ones, [n, 3]; see `merge_partials`."""
+    after = sums.new_empty(sums.shape[1], 3)
+    _merge(sums, offsets, line_block, offset_strides, (0, 0, 0, 0), state, after)
+    return after
+
+
+def _merge(
+    sums: Tensor,
+    offsets: Tensor,
+    line_block: int,
+    offset_strides: tuple[int, int],
+    outputs: tuple[int, ...],
+    before: Tensor | None,
+    after: Tensor | None,
+) -> None:
+    check_tensor("sums", sums, sums, dtype=torch.float32, shape=(None, None))
+    check_tensor("offsets", offsets, sums, dtype=torch.float32)
+    tiles, lines = sums.shape
+    if before is not None:
+        check_tensor("state", before, sums, dtype=torch.float32, shape=(lines, 3))
+    carried = [0 if state is None else state.data_ptr() for state in (before, after)]
+    addresses = (sums.data_ptr(), offsets.data_ptr())
+    with stream_for(sums) as stream:
+        native().merge_partials(*addresses, lines, tiles, line_block, *offset_strides, *outputs, stream, *carried)
 
 
 def repair_lines(
