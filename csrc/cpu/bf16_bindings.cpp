@@ -78,26 +78,30 @@ Bf16Form form(const std::string& kernel, const Tower& x, const Tower& y, float s
   return {kernel_called(kernel), matrix_of(x, "x"), matrix_of(y, "y"), scale, threads};
 }
 
-void log_sum_exps(const std::string& kernel, const Tower& x, const Tower& y, float scale, bool without_positives, int64_t diagonal,
-                  std::uintptr_t row_lse, std::uintptr_t column_lse, int threads) {
+void statistics(const std::string& kernel, const Tower& x, const Tower& y, float scale, std::uintptr_t positive, std::uintptr_t row_offset,
+                std::uintptr_t row_sum, std::uintptr_t column_offset, std::uintptr_t column_sum, int threads) {
   const Bf16Form logits = form(kernel, x, y, scale, threads);
-  auto* rows = pointer<float>(row_lse, logits.x.rows, "row_lse");
-  auto* columns = pointer<float>(column_lse, logits.y.rows, "column_lse");
+  const int64_t rows = logits.x.rows, columns = logits.y.rows;
+  const RunningSums row{pointer<float>(row_offset, rows, "row_offset"), pointer<float>(row_sum, rows, "row_sum")};
+  const RunningSums column{pointer<float>(column_offset, columns, "column_offset"), pointer<float>(column_sum, columns, "column_sum")};
   py::gil_scoped_release release;
-  bf16_log_sum_exps(logits, without_positives, diagonal, rows, columns);
+  bf16_statistics(logits, {reinterpret_cast<const int64_t*>(positive), 0}, row, column);
 }
 
-void exponential_products(const std::string& kernel, const Tower& x, const Tower& y, float scale, std::uintptr_t row_offset,
-                          std::uintptr_t column_offset, int64_t diagonal, std::uintptr_t diagonal_weight, std::uintptr_t g_y,
-                          std::uintptr_t gt_x, int threads) {
+void products(const std::string& kernel, const Tower& x, const Tower& y, float scale, std::uintptr_t positive,
+              std::uintptr_t positive_weight, std::uintptr_t row_offset, std::uintptr_t column_offset, std::uintptr_t g_y,
+              std::uintptr_t gt_x, int threads) {
   const Bf16Form logits = form(kernel, x, y, scale, threads);
   const int64_t rows = logits.x.rows, columns = logits.y.rows, width = logits.x.columns;
-  const auto* of_rows = pointer<const float>(row_offset, rows, "row_offset");
-  const auto* of_columns = pointer<const float>(column_offset, columns, "column_offset");
-  const auto* weight = pointer<const float>(diagonal_weight, rows, "diagonal_weight");
+  if (row_offset == 0 && column_offset == 0)
+    throw std::invalid_argument("row_offset, column_offset: got neither; want the offsets of at least one direction");
+  const Bf16Weights weights{{reinterpret_cast<const int64_t*>(positive), 0},
+                            pointer<const float>(positive_weight, positive ? rows : 0, "positive_weight"),
+                            reinterpret_cast<const float*>(row_offset),
+                            reinterpret_cast<const float*>(column_offset)};
   const Fp32Matrix to_x{reinterpret_cast<float*>(g_y), width, rows, width}, to_y{reinterpret_cast<float*>(gt_x), width, columns, width};
   py::gil_scoped_release release;
-  bf16_exponential_products(logits, of_rows, of_columns, diagonal, weight, to_x, to_y);
+  bf16_products(logits, weights, to_x, to_y);
 }
 
 }  // namespace
@@ -114,13 +118,12 @@ void bind_bf16(py::module_& module) {
              py::arg("transposed"), py::arg("y"), py::arg("panel_bytes"), py::arg("width"), py::arg("out"), py::arg("out_stride"),
              py::arg("threads"),
              "out += weights y, or weights^T y, for fp32 weights [rows, columns] rounded to bf16 and y's columns packed.");
-  module.def("bf16_log_sum_exps", &log_sum_exps, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"),
-             py::arg("without_positives"), py::arg("diagonal"), py::arg("row_lse"), py::arg("column_lse"), py::arg("threads"),
-             "Row and column log-sum-exps of scale x y^T; a tower is (address, row stride, rows, columns).");
-  module.def("bf16_exponential_products", &exponential_products, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"),
-             py::arg("row_offset"), py::arg("column_offset"), py::arg("diagonal"), py::arg("diagonal_weight"), py::arg("g_y"),
-             py::arg("gt_x"), py::arg("threads"),
-             "g_y += G y and gt_x += G^T x, contiguous, for G = exp(s - row_offset) + exp(s - column_offset); 0 leaves one out.");
+  module.def("bf16_statistics", &statistics, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"), py::arg("positive"),
+             py::arg("row_offset"), py::arg("row_sum"), py::arg("column_offset"), py::arg("column_sum"), py::arg("threads"),
+             "tile_statistics over all tiles of scale x y^T; a tower is (address, row stride, rows, columns).");
+  module.def("bf16_products", &products, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"), py::arg("positive"),
+             py::arg("positive_weight"), py::arg("row_offset"), py::arg("column_offset"), py::arg("g_y"), py::arg("gt_x"),
+             py::arg("threads"), "g_y += G y and gt_x += G^T x, contiguous, for the weights of tile_gradient; 0 leaves an array out.");
 }
 
 }  // namespace clipkit

@@ -4,7 +4,6 @@
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
@@ -41,8 +40,8 @@ bool has_amx() {
   constexpr uint64_t kStates = 0x60000;  // tile shapes and tile data
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   if ((saved_states() & kStates) != kStates || !has(Leaf(7, 0).edx, kAmxBf16 | kAmxTile)) return false;
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM: once, for all threads of the process
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  constexpr long kArchPrctl = 158, kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM: for all threads of the process
+  return syscall(kArchPrctl, kRequestPermission, kTileData) == 0;
 }
 
 #else

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The exponential family on bf16 towers, whole sweeps: what `clip_tile.h` does to a tile, over all tiles of S = scale X Y^T.
+// The exponential family on bf16 towers: its passes over a tile (tile.h) over all tiles of S = scale X Y^T, products included.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/bf16_products.h"
+#include "cpu/tile.h"
 
 namespace clipkit {
 
@@ -16,13 +17,18 @@ struct Bf16Form {
   int threads;
 };
 
-// Log-sum-exps of the rows and columns of S, without the positives (row i's is column i + diagonal) where `without_positives`. For a
-// positive scale.
-void bf16_log_sum_exps(const Bf16Form& form, bool without_positives, int64_t diagonal, float* row_lse, float* column_lse);
+// Sums of exp(S) along rows and columns, added to running ones. Positives, counted from the form's first column, are left out.
+void bf16_statistics(const Bf16Form& form, Positives positives, RunningSums row, RunningSums column);
 
-// g_y += G Y and gt_x += G^T X for G_ij = exp(S_ij - row_offset_i) + exp(S_ij - column_offset_j), and G = diagonal_weight_i on positives. A
-// product whose data are null is left out.
-void bf16_exponential_products(const Bf16Form& form, const float* row_offset, const float* column_offset, int64_t diagonal,
-                               const float* diagonal_weight, const Fp32Matrix& g_y, const Fp32Matrix& gt_x);
+// What G is made of, over the whole form: exp(S_ij - row_offset_i) + exp(S_ij - column_offset_j), and positive_weight_i on positives.
+struct Bf16Weights {
+  Positives positives;
+  const float* positive_weight;
+  const float* row_offset;     // null: no such term
+  const float* column_offset;  // null: no such term
+};
+
+// g_y += G Y and gt_x += G^T X. A product whose data are null is left out.
+void bf16_products(const Bf16Form& form, const Bf16Weights& weights, const Fp32Matrix& g_y, const Fp32Matrix& gt_x);
 
 }  // namespace clipkit

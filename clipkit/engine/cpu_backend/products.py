@@ -71,9 +71,8 @@ class Bf16Products:
     def tile(self, rows: slice, columns: slice, out: Tensor) -> None:
         """See `Products`; `columns` begin at a multiple of 32."""
         x, y = self._x[rows], self._y_rows[columns.start // _PANEL :]
-        left = (x.data_ptr(), x.stride(0), *x.shape)
         result = (out.shape[1], out.data_ptr(), out.stride(0))
-        compiled().bf16_tile(self._kernel, *left, y.data_ptr(), *result, torch.get_num_threads())
+        compiled().bf16_tile(self._kernel, *matrix_of(x), y.data_ptr(), *result, torch.get_num_threads())
 
     def add_to_rows(self, weights: Tensor, rows: slice, columns: slice, out: Tensor) -> None:
         """See `Products`; `columns` begin at a multiple of 32."""
@@ -84,10 +83,9 @@ class Bf16Products:
         self._add(weights, True, self._x_columns[:, rows.start // _PANEL :], out[columns])
 
     def _add(self, weights: Tensor, transposed: bool, packed: Tensor, out: Tensor) -> None:
-        left = (weights.data_ptr(), weights.stride(0), *weights.shape, transposed)
         right = (packed.data_ptr(), packed.stride(0) * packed.element_size())
         result = (out.shape[1], out.data_ptr(), out.stride(0))
-        compiled().bf16_add(self._kernel, *left, *right, *result, torch.get_num_threads())
+        compiled().bf16_add(self._kernel, *matrix_of(weights), transposed, *right, *result, torch.get_num_threads())
 
     @functools.cached_property
     def _y_rows(self) -> Tensor:
@@ -107,13 +105,17 @@ def with_contiguous_rows(tower: Tensor) -> Tensor:
     return tower if tower.stride(1) == 1 and tower.stride(0) >= tower.shape[1] else tower.contiguous()
 
 
+def matrix_of(tower: Tensor) -> tuple[int, int, int, int]:
+    """(address, row stride, rows, columns) for the compiled part."""
+    return tower.data_ptr(), tower.stride(0), *tower.shape
+
+
 def _packed(tower: Tensor, *, columns_are_lines: bool) -> Tensor:
     """Rows or columns of a tower as lines of panels, [panels, blocks, 1024]: a block is 32 lines by 32 numbers."""
     rows, columns = (-(-size // _PANEL) for size in tower.shape)
     shape = (columns, rows) if columns_are_lines else (rows, columns)
     packed = tower.new_empty(*shape, _PANEL * _PANEL)
-    source = (tower.data_ptr(), tower.stride(0), *tower.shape)
-    compiled().bf16_pack(columns_are_lines, *source, packed.data_ptr(), torch.get_num_threads())
+    compiled().bf16_pack(columns_are_lines, *matrix_of(tower), packed.data_ptr(), torch.get_num_threads())
     return packed
 
 
