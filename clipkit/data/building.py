@@ -166,7 +166,8 @@ def _attribution(wanted: Mapping[str, Any], sources: Sequence[Source]) -> str:
     )
     return (
         f"# Where the set '{wanted['name']}' comes from\n\n"
-        f"Drawn at {wanted['image_size']} x {wanted['image_size']} pixels from the works below, otherwise unchanged. "
+        f"Drawn at {wanted['image_size']} x {wanted['image_size']} pixels from the works below, margins cut or added, "
+        "otherwise unchanged. "
         "Each picture and its caption stay under the licence of the work they come from;\n"
         "the field `vendor` of a sample's json says which one that is. "
         "Whoever passes the set on passes this file on too.\n\n"

@@ -8,6 +8,7 @@ Titles are in the words of hundreds of people: most are English, some Italian, F
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def describe(svg: bytes) -> Description | None:
         return None
     if work is None:
         return None
-    title = _BY_SOMEBODY.sub("", _text(work.find(f"{_DC}title")))
+    title = _BY_SOMEBODY.sub("", _repaired(_text(work.find(f"{_DC}title"))))
     title = " ".join(title.replace("_", " ").split())
     author = _text(work.find(f"{_DC}creator/{_CC}Agent/{_DC}title"))
     tags = dict.fromkeys(_text(tag).replace("_", " ") for tag in work.iterfind(f"{_DC}subject//{_RDF}li"))
@@ -79,3 +80,12 @@ def choose(files: Mapping[PurePosixPath, bytes]) -> tuple[dict[PurePosixPath, De
 
 def _text(element: ElementTree.Element | None) -> str:
     return "" if element is None else (element.text or "").strip()
+
+
+def _repaired(title: str) -> str:
+    """Undo what web forms did to letters with accents: HTML entities, and UTF-8 that was read as Latin-1."""
+    plain = html.unescape(title)
+    try:
+        return plain.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return plain

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from clipkit.data.archives import read_members
 from clipkit.data.building import BuildOptions, BuildReport, Content, Source, build_set, held_out
@@ -37,6 +37,7 @@ TUXPAINT, CLIPART = "tuxpaint-stamps-default", "openclipart-svg"
 HELD_OUT_SHARE = 1 / 7
 _TUXPAINT_ROOT = PurePosixPath("usr/share/tuxpaint/stamps")
 _CLIPART_ROOT = PurePosixPath("usr/share/openclipart/svg")
+_OVERSIZE = 4  # drawings are made larger first: many fill a small part of the page that they stand on
 _NAMED = 8  # pictures left out that the screen names for each reason; dataset.json names all
 _LEADING_ARTICLE = re.compile(r"^(?:an?|the)\s+")
 _APART_FROM_CONCEPT = re.compile(r"\([^)]*\)|[\d\W_]")
@@ -134,7 +135,7 @@ def draw(stamps: Sequence[Stamp], options: BuildOptions) -> tuple[list[bytes | N
     texts = [stamps[number].content.decode("utf-8", "replace") for number in numbers]
     options.progress.say(f"drawing {len(texts)} pictures at {options.image_size} pixels")
     drawn = rasterise_all(
-        texts, within=options.image_size, progress=lambda done: options.progress.count(done, len(texts))
+        texts, within=_OVERSIZE * options.image_size, progress=lambda done: options.progress.count(done, len(texts))
     )
     left_out: dict[str, list[str]] = defaultdict(list)
     for number, text, picture in zip(numbers, texts, drawn, strict=True):
@@ -143,7 +144,8 @@ def draw(stamps: Sequence[Stamp], options: BuildOptions) -> tuple[list[bytes | N
             left_out[why_not(text)].append(_name(stamps[number]))
     for number, content in enumerate(ready):
         try:
-            ready[number] = content and _square(content, options.image_size)
+            is_drawing = stamps[number].place.suffix == ".svg"
+            ready[number] = content and _square(content, options.image_size, trim=is_drawing)
         except BrokenSample as broken:
             ready[number] = None
             left_out[broken.reason].append(_name(stamps[number]))
@@ -212,9 +214,11 @@ def _name(stamp: Stamp) -> str:
     return f"{stamp.vendor.partition('-')[0]}/{stamp.place}"
 
 
-def _square(content: bytes, size: int) -> bytes:
-    """The picture fitted into size x size on white, as PNG."""
+def _square(content: bytes, size: int, *, trim: bool) -> bytes:
+    """The picture, with `trim` without the empty page around it, fitted into size x size on white, as PNG."""
     picture = decode_image(content)
+    if trim:
+        picture = picture.crop(ImageChops.invert(picture).getbbox())
     scale = size / max(picture.size)
     fitted = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
     ground = Image.new("RGB", (size, size), "white")
