@@ -3,7 +3,7 @@
 #include "bindings.h"
 
 #ifdef CLIPKIT_WITH_CUDA
-#include "cuda/merge.h"
+#include "cuda/device.h"
 #endif
 
 namespace {

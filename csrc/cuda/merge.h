@@ -3,7 +3,6 @@
 // warp's loads are contiguous; the arithmetic (one expf per partial) hides behind them.
 #pragma once
 
-#include "cuda/device.h"
 #include "cuda/kernel.h"
 #include "merge_line.h"
 
