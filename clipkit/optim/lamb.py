@@ -82,17 +82,14 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but masters and moments of 16-bit parameters come back in fp32, not rounded to 16 bit."""
+        """As torch's, but all state comes back on the parameter's device and as it was saved, where torch rounds the
+        masters and moments of 16-bit parameters to 16 bit."""
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
-            for name in ("exp_avg", "exp_avg_sq", "master"):
-                if name in state_dict["state"].get(number, {}):
-                    saved = state_dict["state"][number][name]
-                    self.state[parameter][name] = saved.to(
-                        device=parameter.device, dtype=_arithmetic(parameter), copy=True
-                    )
+            for name, saved in state_dict["state"].get(number, {}).items():
+                self.state[parameter][name] = saved.detach().to(parameter.device, copy=True)
 
     def _alike(self) -> Iterable[list[_Entry]]:
         """Parameters that one call can update: of one device, type and set of options."""
