@@ -40,6 +40,7 @@ class Row:
 KINDS: dict[str, int] = {
     "statistics": 1,
     "gradient": 1,
+    "sigmoid": 1,
     "pair": 2,
     "curvature": 3,
     "repair": 1,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, lines, own_pairs, tile_products
+from .tiles import exponential, lines, own_pairs, tile_products
 
 
 @triton.jit(do_not_specialize=["diagonal"])
@@ -36,7 +36,7 @@ def repair_rows(
     i = lines(tl.program_id(0), BLOCK_M)
     marked = tl.load(suspect + i, mask=i < rows, other=0) != 0
     if tl.max(marked.to(tl.int32), 0) > 0:
-        factor = tl.load(scale) * LOG2E
+        factor = tl.load(scale)
         highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         for first in range(0, columns, BLOCK_N):
@@ -52,8 +52,8 @@ def repair_rows(
                 logits = tl.where(tl.arange(0, BLOCK_N)[None, :] == own[:, None], float("-inf"), logits)
             raised = tl.maximum(highest, tl.max(logits, 1))
             anchor = tl.where(raised == float("-inf"), 0.0, raised)
-            total = total * tl.exp2(highest - anchor) + tl.sum(tl.exp2(logits - anchor[:, None]), 1)
+            total = total * exponential(highest, anchor) + tl.sum(exponential(logits, anchor[:, None]), 1)
             highest = raised
         empty = total == 0.0
-        result = tl.where(empty, float("-inf"), (highest + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+        result = tl.where(empty, float("-inf"), highest + tl.log(tl.where(empty, 1.0, total)))
         tl.store(log_sum + i, result, mask=marked)

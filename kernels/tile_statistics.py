@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, add_products, lines, own_pairs, swizzled_tile
+from .tiles import add_products, exponential, lines, own_pairs, past_edges, swizzled_tile
 
 
 @triton.jit(do_not_specialize=["diagonal", "stack", "width"])
@@ -50,7 +50,7 @@ def tile_statistics(
     column_tiles = tl.cdiv(columns, BLOCK_N)
     band, column_tile = swizzled_tile(tl.program_id(0), rows, columns, BLOCK_M * stack, BLOCK_N, GROUP)
     j = lines(column_tile, BLOCK_N)
-    factor = tl.load(scale) * LOG2E
+    factor = tl.load(scale)
     highest = float("-inf")
     totals = tl.zeros((BLOCK_M // FOLD, BLOCK_N), dtype=tl.float32)
     last = tl.minimum((band + 1) * stack, tl.cdiv(rows, BLOCK_M))
@@ -61,23 +61,26 @@ def tile_statistics(
         products = add_products(
             products, x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_K, PRECISION, width
         )
-        logits = products * factor
-        logits = without_strangers(
-            logits, i, row_tile, column_tile, rows, columns, diagonal, labels, OWN, BLOCK_M, BLOCK_N
-        )
+        logits = past_edges(products * factor, row_tile, column_tile, rows, columns, BLOCK_M, BLOCK_N)
+        if OWN != "none":
+            inside = tl.minimum(i, rows - 1)
+            own, meets = own_pairs(inside, row_tile, column_tile, diagonal, labels, OWN, BLOCK_M, BLOCK_N)
+            if meets:
+                logits = tl.where(tl.arange(0, BLOCK_N)[None, :] == own[:, None], float("-inf"), logits)
+        # In nats, as the backward takes them: a term that is all of its line must come back as exactly one.
         offset = tl.max(logits)
-        terms = tl.exp2(logits - tl.where(offset == float("-inf"), 0.0, offset))
-        tl.store(row_offsets + tl.cast(row_tile, tl.int64) * column_tiles + column_tile, offset * LN2)
+        terms = exponential(logits, tl.where(offset == float("-inf"), 0.0, offset))
+        tl.store(row_offsets + tl.cast(row_tile, tl.int64) * column_tiles + column_tile, offset)
+        tl.store(row_sums + tl.cast(column_tile, tl.int64) * rows + i, tl.sum(terms, 1), mask=i < rows)
         if COLUMNS:
             raised = tl.maximum(highest, offset)
             anchor = tl.where(raised == float("-inf"), 0.0, raised)
-            totals = totals * tl.exp2(highest - anchor) + folded(terms, BLOCK_M, BLOCK_N, FOLD) * tl.exp2(
-                offset - anchor
-            )
+            totals *= exponential(highest, anchor)
+            totals += folded(terms, BLOCK_M, BLOCK_N, FOLD) * exponential(offset, anchor)
             highest = raised
         tl.store(row_sums + tl.cast(column_tile, tl.int64) * rows + i, tl.sum(terms, 1), mask=i < rows)
     if COLUMNS:
-        tl.store(column_offsets + tl.cast(band, tl.int64) * column_tiles + column_tile, highest * LN2)
+        tl.store(column_offsets + tl.cast(band, tl.int64) * column_tiles + column_tile, highest)
         tl.store(column_sums + tl.cast(band, tl.int64) * columns + j, tl.sum(totals, 0), mask=j < columns)
 
 
@@ -90,33 +93,3 @@ def folded(terms, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constex
     if FOLD == 4:
         terms = tl.sum(tl.reshape(terms, (2, BLOCK_M // 32, 8, BLOCK_N)), 0)
     return tl.reshape(terms, (BLOCK_M // FOLD, BLOCK_N))
-
-
-@triton.jit
-def without_strangers(
-    logits,
-    i,
-    row_tile,
-    column_tile,
-    rows,
-    columns,
-    diagonal,
-    labels,
-    OWN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Logits with -inf past the edges and at own pairs; most tiles have neither and only take the branch around it."""
-    rows_left = (rows - tl.cast(row_tile, tl.int64) * BLOCK_M).to(tl.int32)
-    columns_left = (columns - tl.cast(column_tile, tl.int64) * BLOCK_N).to(tl.int32)
-    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    concerned = (rows_left < BLOCK_M) | (columns_left < BLOCK_N)
-    if OWN != "none":
-        own, meets = own_pairs(tl.minimum(i, rows - 1), row_tile, column_tile, diagonal, labels, OWN, BLOCK_M, BLOCK_N)
-        concerned |= meets
-    if concerned:
-        logits = tl.where(row[:, None] < rows_left, logits, float("-inf"))
-        logits = tl.where(column[None, :] < columns_left, logits, float("-inf"))
-        if OWN != "none":
-            logits = tl.where(column[None, :] == own[:, None], float("-inf"), logits)
-    return logits

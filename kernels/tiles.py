@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -94,8 +93,8 @@ def add_products(
 
 @triton.jit
 def exponential(logits, offset):
-    """e^(logits - offset). The difference is taken in nats, where contraction gives it one rounding, before it goes to
-    base 2; exp2 flushes what is below 1e-38, for which tl.exp spends three more instructions.
+    """e^(logits - offset). The difference is taken in nats, before it goes to base 2: two rounded products of 144 would
+    differ by more. exp2 flushes what is below 1e-38, for which tl.exp spends three more instructions.
     """
     return tl.exp2((logits - offset) * LOG2E)
 
@@ -118,6 +117,17 @@ def own_pairs(
         gap = first - tl.cast(row_tile, tl.int64) * BLOCK_M - diagonal
         meets = (gap > -BLOCK_N) & (gap < BLOCK_M)
     return local, meets
+
+
+@triton.jit
+def past_edges(tile, row_tile, column_tile, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The tile with -inf past the edges. Most tiles have none and only take the branch around the selects."""
+    rows_left = (rows - tl.cast(row_tile, tl.int64) * BLOCK_M).to(tl.int32)
+    columns_left = (columns - tl.cast(column_tile, tl.int64) * BLOCK_N).to(tl.int32)
+    if (rows_left < BLOCK_M) | (columns_left < BLOCK_N):
+        tile = tl.where(tl.arange(0, BLOCK_M)[:, None] < rows_left, tile, float("-inf"))
+        tile = tl.where(tl.arange(0, BLOCK_N)[None, :] < columns_left, tile, float("-inf"))
+    return tile
 
 
 @triton.jit

@@ -32,24 +32,41 @@ def weight_unit(dtype: torch.dtype) -> float:
     return _HALF_UNIT if dtype == torch.float16 else 1.0
 
 
+def wave_rows(
+    form: Form, *, block_rows: int, workspace_bytes: int = DEFAULT_WORKSPACE_BYTES, matrices: int = 1
+) -> Iterator[slice]:
+    """Consecutive slices of rows that cover the form, of one height but the last, such that `matrices` weights [rows,
+    columns] fit `workspace_bytes` (but at least block_rows high).
+    """
+    if form.rows == 0 or form.columns == 0:
+        return
+    most = max(block_rows, workspace_bytes // (matrices * _pitch(form) * form.x.dtype.itemsize))
+    count = triton.cdiv(form.rows, most)
+    height = triton.cdiv(triton.cdiv(form.rows, count), block_rows) * block_rows
+    for start in range(0, form.rows, height):
+        yield slice(start, min(start + height, form.rows))
+
+
+def _pitch(form: Form) -> int:
+    """Elements from one row of weights to the next. Rows begin on 128 bytes: what the library's fastest products and
+    wide stores ask for, whatever the number of columns.
+    """
+    itemsize = form.x.dtype.itemsize
+    return triton.cdiv(form.columns * itemsize, 128) * 128 // itemsize
+
+
 def waves(
     form: Form, *, block_rows: int, workspace_bytes: int = DEFAULT_WORKSPACE_BYTES, matrices: int = 1
 ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-    """Consecutive slices of rows that cover the form, each with `matrices` uninitialised weights [rows, columns] in the
-    features' dtype, unit stride along the columns, together within `workspace_bytes` (but at least block_rows high).
-
-    The same memory serves every wave. Rows begin on 128 bytes: what the library's fastest products and wide stores ask
-    for, whatever the number of columns. What lies between the last column and the next row may be written.
+    """The slices of `wave_rows`, each with its uninitialised weights [rows, columns] in the features' dtype, unit
+    stride along the columns. The same memory serves every wave. What lies between the last column and the next row may
+    be written.
     """
-    itemsize = form.x.dtype.itemsize
-    pitch = triton.cdiv(form.columns * itemsize, 128) * 128 // itemsize
-    most = max(block_rows, workspace_bytes // (matrices * pitch * itemsize))
-    count = triton.cdiv(form.rows, most)
-    height = min(form.rows, triton.cdiv(triton.cdiv(form.rows, count), block_rows) * block_rows)
-    memory = form.x.new_empty((matrices, height, pitch))
-    for start in range(0, form.rows, height):
-        stop = min(start + height, form.rows)
-        yield slice(start, stop), [matrix[: stop - start, : form.columns] for matrix in memory]
+    slices = list(wave_rows(form, block_rows=block_rows, workspace_bytes=workspace_bytes, matrices=matrices))
+    height = max((rows.stop - rows.start for rows in slices), default=0)
+    memory = form.x.new_empty((matrices, height, _pitch(form)))
+    for rows in slices:
+        yield rows, [matrix[: rows.stop - rows.start, : form.columns] for matrix in memory]
 
 
 def wave_products(
@@ -67,7 +84,7 @@ def wave_products(
     """
     g_y = torch.zeros_like(form.x, dtype=torch.float32) if want_x else None
     gt_x = torch.zeros_like(form.y, dtype=torch.float32) if want_y else None
-    if not (want_x or want_y) or form.rows == 0 or form.columns == 0:
+    if not (want_x or want_y):
         return g_y, gt_x
     for rows, (weights,) in waves(form, block_rows=block_rows, workspace_bytes=workspace_bytes):
         write_weights(rows, weights)

@@ -67,6 +67,40 @@ def exponential(
     }
 
 
+def sigmoid(
+    data: str, rows: int, columns: int, width: int, dtype: torch.dtype, *, diagonal: int = 0, bias: float = -10.0
+) -> dict[str, Any]:
+    """SigLIP's loss and gradients."""
+    x, y, scale = towers(data, rows, columns, width, dtype)
+    return {"x": x, "y": y, "scale": scale, "bias": torch.tensor(bias), "diagonal": diagonal, "want_gradients": True}
+
+
+def labelled(data: str, rows: int, columns: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
+    """A classifier with lists of labels: none in some rows, all in one, some twice, in any order."""
+    x, weight, scale = towers(data, rows, columns, width, dtype)
+    generator = torch.Generator().manual_seed(2)
+    lists = [torch.randint(columns, (i % 4,), generator=generator) for i in range(rows)]
+    lists = [torch.cat([one, one[:1]]) for one in lists]
+    lists[-1] = torch.randperm(columns, generator=generator)
+    offsets = torch.tensor([0, *(len(one) for one in lists)]).cumsum(0)
+    bias = torch.randn(columns, generator=generator) - 3
+    return {
+        "x": (scale * x).to(dtype),
+        "weight": weight,
+        "bias": bias,
+        "target_offsets": offsets,
+        "target_indices": torch.cat(lists),
+        "want_gradients": True,
+    }
+
+
+def softmax(data: str, rows: int, columns: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
+    """InfoNCE of one direction; the last rows share a key."""
+    x, y, scale = towers(data, rows, columns, width, dtype)
+    labels = torch.arange(rows).clamp(max=columns - 1)
+    return {"x": x, "y": y, "scale": scale, "labels": labels, "want_x": True, "want_y": True}
+
+
 def relative_errors(
     sweep: str, arguments: dict[str, Any], *, backend: str, device: str = "cpu", options: dict[str, Any] | None = None
 ) -> list[float | None]:

@@ -9,8 +9,10 @@ import os
 
 import torch
 
+from clipkit.engine.triton_backend.detached import softmax_sweep
 from clipkit.engine.triton_backend.exponential import exponential_products, log_sum_exps
 from clipkit.engine.triton_backend.second_order import curvature_products, curvature_sums
+from clipkit.engine.triton_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
 from clipkit.engine.triton_backend.two_forms import pair_divergence
 
 __all__ = [
@@ -18,9 +20,12 @@ __all__ = [
     "curvature_products",
     "curvature_sums",
     "exponential_products",
+    "labelled_sigmoid_sweep",
     "log_sum_exps",
     "obstacle",
     "pair_divergence",
+    "sigmoid_sweep",
+    "softmax_sweep",
 ]
 
 SWEEPS = tuple(name for name in __all__ if name not in ("SWEEPS", "obstacle"))
