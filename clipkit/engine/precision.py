@@ -5,12 +5,17 @@ digits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The types that features may have: float64 accumulates in float64, the others exactly in float32."""
+
+_CHUNK_ELEMENTS = 1 << 18
+"""1 MiB of fp32: reused from the heap, and still in the cache when it is reduced."""
 
 
 def accumulation(like: Tensor) -> torch.dtype:
@@ -23,6 +28,18 @@ def widen(features: Tensor) -> Tensor:
     sum.
     """
     return features.to(accumulation(features))
+
+
+def row_chunks(like: Tensor) -> Iterator[slice]:
+    """Rows of [n, d] features, some at a time on the CPU, all at once elsewhere.
+
+    What widens 16-bit features and reduces them does so through temporaries of the accumulation type, two or three
+    towers large; on a CPU each is new memory, paged in for one use.
+    """
+    rows, width = like.shape
+    step = max(1, _CHUNK_ELEMENTS // max(1, width)) if like.device.type == "cpu" else max(1, rows)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def softplus(x: Tensor) -> Tensor:

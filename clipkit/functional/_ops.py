@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+from clipkit.engine.precision import row_chunks
 from clipkit.parallel import ALONE
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -84,15 +85,26 @@ def register_gradients(operator: CustomOpDef, *, count: int) -> None:
         ctx.save_for_backward(*output[-count:])
         ctx.dtypes = [value.dtype for value in inputs[:count]]
         ctx.others = len(inputs) - count
+        ctx.set_materialize_grads(False)  # zeros for the outputs that no one differentiates would be two towers of fp32
 
-    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = [
-            _once((saved * grad).to(dtype)) if want else None
+            _once(_times(saved, grad, dtype)) if want and grad is not None else None
             for saved, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
         ]
         return (*gradients, *[None] * ctx.others)
 
     operator.register_autograd(backward, setup_context=setup_context)
+
+
+def _times(saved: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """saved · grad, rounded once to `dtype`; without the product's own copy in fp32 where it is [n, d]."""
+    if saved.dtype == dtype or saved.dim() != 2 or torch.compiler.is_compiling():
+        return (saved * grad).to(dtype)
+    product = torch.empty_like(saved, dtype=dtype)
+    for rows in row_chunks(saved):
+        product[rows] = saved[rows] * grad
+    return product
 
 
 class _Once(torch.autograd.Function):

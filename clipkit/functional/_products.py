@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from clipkit.engine import sweeps
-from clipkit.engine.precision import widen
+from clipkit.engine.precision import accumulation, row_chunks, widen
 from clipkit.functional._ops import Gradients, only_wanted
 from clipkit.parallel import Layout, scatter_sum_rows, sum_over_ranks
 
 
 def positive_logits(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """S_ii = scale · <x_i, y_i>, [n], in the accumulation type."""
-    return scale * torch.linalg.vecdot(widen(x), widen(y))
+    products = x.new_empty(len(x), dtype=accumulation(x))
+    for rows in row_chunks(x):
+        products[rows] = torch.linalg.vecdot(widen(x[rows]), widen(y[rows]))
+    return scale * products
 
 
 def products_wanted(wants: Sequence[bool]) -> tuple[bool, bool]:
@@ -94,4 +97,7 @@ class Products:
         """
         product, tower = (self.g_y, x) if self.g_y is not None else (self.gt_x, y)
         assert product is not None, "at least one product must be wanted"
-        return sum_over_ranks(torch.sum(product * tower), layout)
+        along = product.new_zeros(())
+        for rows in row_chunks(product):
+            along += torch.sum(product[rows] * tower[rows])
+        return sum_over_ranks(along, layout)
