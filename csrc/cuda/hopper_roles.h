@@ -33,7 +33,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 // The offset of what has seen no logit: below any, and finite, so that differences of offsets are never inf - inf.
 constexpr float kNoOffset = -1e30f;
 
-// One launch, of at most plan.items clusters: S = scale * X Yᵀ for `rows` rows of X from first_row on (a multiple of 256 but for the last launch's end) and all rows of Y.
+// One launch, of at most plan.items clusters: S = scale * X Yᵀ for `rows` rows of X from first_row on and all rows of Y.
 struct Sweep {
   Plan plan;
   int rows;
@@ -247,7 +247,8 @@ CLIPKIT_HOST_DEVICE void store_columns(Machine& machine, const Sweep& sweep, con
 }
 
 // Every thread of both consumer warpgroups. They work on the same stages, the second about kHeadStart stages behind the first: while one does
-// its exponentials the other has multiplies to issue. Without the lag both would reach the end of a tile together and leave the tensor cores idle.
+// its exponentials the other has multiplies to issue. Without the lag both would reach the end of a tile together and leave the tensor cores idle;
+// once there it lasts, because whoever is alone at the tensor cores goes twice as fast.
 template <class Machine>
 CLIPKIT_HOST_DEVICE void consume(Machine& machine, const Sweep& sweep, const Seat& seat, int cluster, int clusters) {
   const float factor = *sweep.scale * kLog2E;

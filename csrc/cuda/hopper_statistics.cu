@@ -1,4 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
+// Forward statistics of S = scale * X Yᵀ on Hopper: row and column sums of exponentials in one pass over S, which is never stored. Clusters of
+// two blocks share each tile of Y by multicast; in a block one producer thread keeps a ring of stages full and two warpgroups multiply 64 x 256
+// products each, one doing its exponentials while the other multiplies. What the threads do is in hopper_roles.h, where things lie in hopper_tiles.h.
+//
+// No card has run this yet. What a multiprocessor should need for one 128 x 256 tile, predicted, in clocks, for width d:
+//   tensor cores    2 * 128 * 256 * d FLOP at 4096 a clock                  16 d      8192 at d = 512, 12288 at 768
+//   exponentials    32768 at 16 a clock                                               2048, half of it per warpgroup
+//   maxima          32768 at 64 a clock                                                512
+//   sums and FMAs   1 FMA and 2 additions a logit at 128 a clock                       768, beside the exponentials
+//   shuffles        7 a thread and tile, 56 a thread and item of 8 tiles; at 32 lanes a clock   (7 + 56 / 8) * 8 = 112
+//   from L2         128 rows of X and, thanks to multicast, 128 of Y:      512 d bytes in 16 d clocks = 32 bytes a clock; 48 without
+//   shared memory   written 48 bytes a clock, read by wgmma (2 + 8 KB in 128 clocks) 80: 128 together, which is all there is
+//   row sums out    512 bytes and 32 of offsets; column sums once an item
+// So a warpgroup is away from the tensor cores for some 256 + 1024 + 220 (latencies of seven shuffles) = 1500 clocks of every 8192, and the
+// other must have multiplies for that long: 1500 / (8 * 32) = 6 stages, its lag. Nine stages of 32 hold that lag; four of 64 do not, though
+// they are nearly as many bytes, because a stage is loaded again only when both have read it. tools/hopper_schedule.py simulates this: the
+// tensor cores are busy 0.95, 0.97, 0.97, 0.98 of the time at d = 512, 768, 1024, 1280; with four stages of 64, 0.81 to 0.91; without the lag,
+// 0.73 to 0.87; without multicast at most 0.79. N = M = 65536, d = 768 is 6.6e12 FLOP: at the 800 TFLOP/s that power leaves an H100, over 0.97,
+// 8.5 ms.
+// To be tried first on a card: kTileDepth = 64 (copies of whole 128-byte lines), kGroupPairs, kConsumerRegisters.
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
@@ -13,13 +33,15 @@ constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
 static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512, "64 K registers in all");
 
+constexpr int kStagesAlignment = 1024;  // the swizzle goes by address bits
+
 struct Shared {
   unsigned char stages[kStages * kStageBytes];
   GroupScratch scratch[kConsumers];
   uint64_t full[kStages];
   uint64_t empty[kStages];
 };
-static_assert(sizeof(Shared) <= 227 * 1024, "what a block may have");
+static_assert(sizeof(Shared) <= kSharedBytes, "kOtherShared is too small");
 
 // Named barriers; 0 is __syncthreads.
 enum : uint32_t { kGroupBarrier = 1, kHeadStartBarrier = kGroupBarrier + kConsumers };
@@ -79,7 +101,7 @@ struct Machine {
 template <typename Type>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     sweep_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map, const __grid_constant__ Sweep sweep) {
-  extern __shared__ __align__(1024) unsigned char memory[];
+  extern __shared__ __align__(kStagesAlignment) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int group = threadIdx.x / kGroupThreads;  // 0 is the producer
   const int thread = threadIdx.x % kGroupThreads;
@@ -88,7 +110,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   Machine<Type> machine{shared, &x_map, &y_map, seat, sweep.first_row};
 
   if (threadIdx.x == 0) {
-    if (machine.stages() % kSwizzleAtom != 0) __trap();  // the swizzle goes by address bits
+    if (machine.stages() % kStagesAlignment != 0) __trap();
     for (int stage = 0; stage < kStages; ++stage) {
       ptx::mbarrier_init(machine.full(stage), 1);
       ptx::mbarrier_init(machine.empty(stage), kWarpsThatFree);
@@ -152,7 +174,7 @@ PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   return found == cudaDriverEntryPointSuccess ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function) : nullptr;
 }
 
-// Boxes of 128 rows by 64 elements in the 128-byte swizzle, zeros outside the matrix.
+// Boxes of 128 rows by a stage's depth, swizzled, zeros outside the matrix.
 const char* encode(CUtensorMap& map, const Features& features, Element element) {
   const auto encoder = tensor_map_encoder();
   if (encoder == nullptr) return "the driver has no cuTensorMapEncodeTiled; it must know CUDA 12";
@@ -161,8 +183,9 @@ const char* encode(CUtensorMap& map, const Features& features, Element element) 
   const cuuint32_t box[] = {kTileDepth, kBoxRows};
   const cuuint32_t steps[] = {1, 1};
   const auto type = element == Element::kBfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const auto swizzle = kRowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUresult result = encoder(&map, type, 2, const_cast<void*>(features.data), sizes, pitch, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                  swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? nullptr : "the driver refused a tensor map; want 16-byte aligned rows";
 }
 

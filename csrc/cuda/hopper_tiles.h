@@ -9,7 +9,7 @@
 
 namespace clipkit::hopper {
 
-// One block (CTA) multiplies 128 rows of X with 256 rows of Y, 64 elements of the width at a time. Its two consumer warpgroups own 64 rows
+// One block (CTA) multiplies 128 rows of X with 256 rows of Y, a stage of the width at a time. Its two consumer warpgroups own 64 rows
 // each; two blocks form a cluster, lie below each other (a "pair" of tiles, 256 rows) and share the tile of Y: each loads one half of it into
 // both. Per stage and block 128 + 128 rows come out of L2 instead of 128 + 256.
 constexpr int kClusterBlocks = 2;
@@ -24,16 +24,18 @@ constexpr int kStripRows = kWarpsPerGroup * kWarpRows;
 constexpr int kTileRows = kConsumers * kStripRows;
 constexpr int kPairRows = kClusterBlocks * kTileRows;
 constexpr int kTileColumns = 256;
-constexpr int kTileDepth = 64;     // 128 bytes of 16-bit elements: one row of a swizzle atom
+constexpr int kTileDepth = 32;      // 64 works too; why 32, see hopper_statistics.cu
 constexpr int kMultiplyDepth = 16;  // of one wgmma on 16-bit elements
-constexpr int kBoxRows = 128;      // of X and of Y that one bulk copy brings
+constexpr int kBoxRows = 128;       // of X and of Y that one bulk copy brings
 
 constexpr int kElementBytes = 2;
 constexpr int kRowBytes = kTileDepth * kElementBytes;
 constexpr int kBoxBytes = kBoxRows * kRowBytes;
 constexpr int kStageBytes = kBoxBytes * (1 + kClusterBlocks);  // X, then the halves of Y
-constexpr int kStages = 4;                                      // 192 KB of the 227 KB; a fifth does not fit
-constexpr int kHeadStart = 2;                                   // see consume() in hopper_roles.h
+constexpr int kSharedBytes = 227 * 1024;                       // what a block may have,
+constexpr int kOtherShared = 9 * 1024;                         // of it for the exchange at an item's end and the barriers
+constexpr int kStages = (kSharedBytes - kOtherShared) / kStageBytes;  // 9; 4 of depth 64
+constexpr int kHeadStart = kStages * 2 / 3;                           // see consume() in hopper_roles.h
 static_assert(kTileRows == kBoxRows && kTileColumns == kClusterBlocks * kBoxRows, "one box for X, one half of Y per block");
 static_assert(kHeadStart < kStages, "a head start as long as the ring would leave no stage to load");
 
@@ -51,20 +53,21 @@ CLIPKIT_HOST_DEVICE constexpr int product_column(int lane, int value) { return v
 // The same for the thread's own numbering of its columns: values 4j + b and 4j + b + 2 are its column 2j + b.
 CLIPKIT_HOST_DEVICE constexpr int thread_column(int lane, int column) { return column / 2 * 8 + lane % 4 * 2 + column % 2; }
 
-// Shared memory, from the start of the stages, which is a multiple of 1024. A bulk copy with the 128-byte swizzle leaves a row of its box in 128
-// bytes whose 16-byte chunks have changed places by address bits 7 to 9; wgmma reads them back by the same rule, so nobody here computes it.
+// Shared memory, from the start of the stages, which is a multiple of 1024. A bulk copy leaves a row of its box in kRowBytes whose 16-byte
+// chunks have changed places by address bits 7 and up; wgmma reads them back by the same rule, so nobody here computes it.
 CLIPKIT_HOST_DEVICE constexpr int x_at(int stage, int consumer) { return stage * kStageBytes + consumer * kStripRows * kRowBytes; }
 CLIPKIT_HOST_DEVICE constexpr int y_at(int stage, int half) { return stage * kStageBytes + kBoxBytes * (1 + half); }
 constexpr int kSwizzleAtom = 8 * kRowBytes;
+static_assert(kRowBytes == 128 || kRowBytes == 64, "the swizzles that wgmma and the copy engine share");
 static_assert(kBoxBytes % kSwizzleAtom == 0 && kStripRows * kRowBytes % kSwizzleAtom == 0, "operands start where the swizzle starts");
 
-// wgmma's descriptor of a K-major operand in 128-byte swizzle at a shared address, atoms 8 rows (1024 bytes) apart. All fields in units of 16
-// bytes; the leading offset has no meaning in this layout and is 1 by convention; mode 1 (bits 62-63) is the 128-byte swizzle. The operand's
-// start moves by 32 bytes per 16 elements of depth: the hardware swizzles the address bits, so a start inside the atom's first row is right.
+// wgmma's descriptor of a swizzled K-major operand at a shared address, atoms of 8 rows one after another. All fields in units of 16 bytes;
+// the leading offset has no meaning in this layout and is 1 by convention; bits 62-63 are the swizzle, 1 for 128 bytes and 2 for 64. The
+// operand's start moves by 32 bytes per 16 elements of depth: the hardware swizzles address bits, so a start inside an atom's row is right.
 CLIPKIT_HOST_DEVICE constexpr uint64_t operand_descriptor(uint32_t shared_address) {
   const uint64_t start = (shared_address & 0x3FFFF) >> 4;
-  const uint64_t leading = 1, stride = kSwizzleAtom >> 4;
-  return start | leading << 16 | stride << 32 | uint64_t{1} << 62;
+  const uint64_t leading = 1, stride = kSwizzleAtom >> 4, swizzle = kRowBytes == 128 ? 1 : 2;
+  return start | leading << 16 | stride << 32 | swizzle << 62;
 }
 constexpr uint64_t kDescriptorPerMultiply = kMultiplyDepth * kElementBytes >> 4;
 

@@ -299,8 +299,8 @@ struct Chip {
     }
   }
 
-  // Address bits 4 to 6 are exclusive-ored with bits 7 to 9.
-  static int swizzle(int address) { return address ^ (address >> 7 & 7) << 4; }
+  // Address bits 4 to 6 are exclusive-ored with bits 7 to 9; in the 64-byte swizzle bits 4 and 5 with 7 and 8.
+  static int swizzle(int address) { return address ^ (address >> 7 & (kRowBytes == 128 ? 7 : 3)) << 4; }
 
   void copy_lands(const Matrix& from, int element, int64_t row, Block& to, int stage, int region) {
     for (int reads : to.reads[stage])
@@ -316,11 +316,11 @@ struct Chip {
     to.full[stage].count(scheduler, kBoxBytes);
   }
 
-  // Element (row, k) of a K-major operand in 128-byte swizzle: rows 128 bytes apart, atoms of 8 rows by the descriptor's stride.
+  // Element (row, k) of a swizzled K-major operand: atoms of 8 rows by the descriptor's stride.
   float operand(const Block& block, uint64_t descriptor, int row, int k) const {
-    if (descriptor >> 62 != 1) fail("a descriptor without the 128-byte swizzle");
+    if (descriptor >> 62 != (kRowBytes == 128 ? 1 : 2)) fail("a descriptor with another swizzle than the copies");
     const int start = static_cast<int>(descriptor & 0x3FFF) << 4, stride = static_cast<int>(descriptor >> 32 & 0x3FFF) << 4;
-    const int address = swizzle(start + row / 8 * stride + row % 8 * 128 + k * 2);
+    const int address = swizzle(start + row / 8 * stride + row % 8 * kRowBytes + k * 2);
     uint16_t bits;
     std::memcpy(&bits, &block.memory.at(address), 2);
     return value_of(bits, x.bfloat16);
@@ -475,6 +475,7 @@ void hopper_item(int64_t rows, int64_t columns, int pairs_per_item, int index, i
   std::copy(std::begin(values), std::end(values), out);
 }
 
+int hopper_tile_depth() { return kTileDepth; }
 int hopper_product_row(int lane, int value) { return product_row(lane, value); }
 int hopper_product_column(int lane, int value) { return product_column(lane, value); }
 int hopper_thread_column(int lane, int column) { return thread_column(lane, column); }

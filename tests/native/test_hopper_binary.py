@@ -68,7 +68,7 @@ def test_two_kernels_without_spills_or_warnings(compiled):
 def test_multiplies_are_hoppers_and_keep_their_accumulators(compiled):
     for code in compiled[1]:
         multiplies = re.findall(r"HGMMA\.64x256x16\.F32\S* (R\d+), gdesc\[\w+\], (R\d+)", code)
-        assert len(multiplies) == 4, "four steps of 16 in a stage of 64, in a loop that is not copied"
+        assert len(multiplies) == 2, "two steps of 16 in a stage of 32, in a loop that is not copied"
         assert len({register for pair in multiplies for register in pair}) == 1
         assert "HMMA" not in families(code)
 

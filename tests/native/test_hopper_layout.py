@@ -79,11 +79,13 @@ def test_a_threads_own_columns_are_those_of_its_values():
 
 
 def test_descriptor_fields():
-    """Bits 0-13 address / 16, 16-29 leading offset / 16, 32-45 stride / 16, 62-63 the swizzle (1: 128 bytes)."""
+    """Bits 0-13 address / 16, 16-29 leading offset / 16, 32-45 stride / 16, 62-63 the swizzle."""
+    row_bytes = 2 * hopper.model().hopper_tile_depth()
+    swizzle = {128: 1, 64: 2}[row_bytes]
     for address in (0, 1024, 49152 + 8192, 227 * 1024 - 1024):
         descriptor = hopper.model().hopper_descriptor(address)
         assert descriptor & 0x3FFF == address // 16
         assert descriptor >> 16 & 0x3FFF == 1
-        assert descriptor >> 32 & 0x3FFF == 1024 // 16
-        assert descriptor >> 62 == 1
+        assert descriptor >> 32 & 0x3FFF == 8 * row_bytes // 16
+        assert descriptor >> 62 == swizzle
         assert descriptor & ~(0x3FFF | 0x3FFF << 16 | 0x3FFF << 32 | 3 << 62) == 0
