@@ -16,22 +16,17 @@ import clipkit
 from bench.record import peak_extra_mib
 torch.set_num_threads(1)
 loss, rows, width = sys.argv[1], int(sys.argv[2]), 32
-image, text, a, b = (torch.nn.functional.normalize(torch.randn(rows, width), dim=1) for _ in range(4))
-leaves = [image.requires_grad_(), text.requires_grad_()]
-state = torch.zeros(rows)
 calls = {
-    "clip": lambda: clipkit.clip_loss(image, text, 20.0),
-    "siglip": lambda: clipkit.siglip_loss(image, text, 10.0, -10.0),
-    "info_nce": lambda: clipkit.info_nce(image, text, 20.0),
-    "global_contrastive": lambda: clipkit.global_contrastive_loss(image, text, 20.0, state, state, gamma=0.5)[0],
-    "crd": lambda: clipkit.crd_loss(image, text, 20.0, a, b, 30.0),
-    "gd": lambda: clipkit.gd_loss(image, text, 20.0, a, b, 30.0),
+    "clip": lambda image, text, a, b: clipkit.clip_loss(image, text, 20.0),
+    "siglip": lambda image, text, a, b: clipkit.siglip_loss(image, text, 10.0, -10.0),
+    "gd": lambda image, text, a, b: clipkit.gd_loss(image, text, 20.0, a, b, 30.0),
 }
-def small():  # everything that is loaded or allocated once
-    x = torch.randn(64, width, requires_grad=True)
-    clipkit.clip_loss(x, x.detach(), 1.0).backward()
-small()
-print(peak_extra_mib(lambda: calls[loss]().backward()))
+def features(rows):
+    towers = [torch.nn.functional.normalize(torch.randn(rows, width), dim=1) for _ in range(4)]
+    return [towers[0].requires_grad_(), towers[1].requires_grad_(), *towers[2:]]
+calls[loss](*features(64)).backward()  # everything that is loaded or allocated once
+towers = features(rows)
+print(peak_extra_mib(lambda: calls[loss](*towers).backward()))
 """
 
 
