@@ -43,11 +43,12 @@ def card_for(capability: int) -> Card:
 def operand_bytes(tile: TileConfig, bits: int, capability: int) -> int:
     """Shared memory of the pipelined operands: one block of X and one of Y a buffer.
 
-    Matrix units that read shared memory (sm_90, sm_100; 16 bit) are still reading the oldest buffer while the newest is
-    being filled, so they need as many as there are stages; where a block is first copied into registers its buffer is
-    free at once, and one fewer does.
+    Matrix units that read shared memory (sm_90, sm_100; 16 bit, at least 64 rows) are still reading the oldest buffer
+    while the newest is being filled, so they need as many as there are stages; where a block is first copied into
+    registers its buffer is free at once, and one fewer does.
     """
-    buffers = tile.stages if card_for(capability).products_from_shared and bits == 16 else max(1, tile.stages - 1)
+    from_shared = card_for(capability).products_from_shared and bits == 16 and tile.block_m >= 64
+    buffers = tile.stages if from_shared else max(1, tile.stages - 1)
     return buffers * (tile.block_m + tile.block_n) * tile.block_k * bits // 8
 
 
@@ -61,9 +62,9 @@ def most_registers(kind: str, tile: TileConfig) -> int:
     return min(REGISTERS_PER_THREAD, accumulator_registers(kind, tile) * 3 // 2 + 80)
 
 
-def blocks_per_multiprocessor(tile: TileConfig, registers: int, shared: int, capability: int) -> int:
+def blocks_per_multiprocessor(warps: int, registers: int, shared: int, capability: int) -> int:
     """How many blocks run at once, by registers (given out in eights a thread) and shared memory (1 KiB reserved)."""
-    by_registers = REGISTERS_PER_MULTIPROCESSOR // (-(-registers // 8) * 8 * 32 * tile.warps)
+    by_registers = REGISTERS_PER_MULTIPROCESSOR // (-(-registers // 8) * 8 * 32 * warps)
     return min(by_registers, card_for(capability).shared_per_multiprocessor // (shared + _KIB))
 
 

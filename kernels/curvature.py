@@ -2,7 +2,8 @@
 """The Hessian-vector product of the CLIP loss, for gradient distillation: the launch code around two kernels.
 
 16-bit features are computed with in fp16, bf16 ones too: divided by a power of two that brings the largest to 1 their
-eight bits survive, and directions and weights, which have to be rounded, keep eleven bits where bf16 has eight.
+eight bits survive, and directions and weights, which have to be rounded, keep eleven bits where bf16 has eight. The
+copies that this takes are as wide as whole K blocks, so that no load needs a mask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .tile_curvature_weights import tile_curvature_weights
 from .waves import DEFAULT_WORKSPACE_BYTES, add_product, waves, weight_unit
 
 SUMS_WORKSPACE_BYTES = 64 << 20
+_WIDEST_BLOCK = 64
 
 
 class Direction(Protocol):
@@ -161,7 +163,9 @@ def curvature_products(
     inner, (x_factor, y_factor) = problem.form, problem.factors
     unit = _unit_of_moves(problem)
     directions = [problem.across, problem.down] if problem.separate else [problem.across]
-    x_sides, y_sides = [inner.x, *(d.x for d in directions)], [inner.y, *(d.y for d in directions)]
+    width = form.x.shape[1]
+    x_sides = [side[:, :width] for side in (inner.x, *(d.x for d in directions))]
+    y_sides = [side[:, :width] for side in (inner.y, *(d.y for d in directions))]
     # One accumulator a matrix: their units differ, and only the device knows them.
     for_x = [torch.zeros(form.x.shape, dtype=torch.float32, device=form.x.device) for _ in x_sides]
     for_y = [torch.zeros(form.y.shape, dtype=torch.float32, device=form.x.device) for _ in y_sides]
@@ -214,16 +218,20 @@ def _scaled(features: torch.Tensor) -> _Scaled:
         return _Scaled(features, features.new_ones(1))
     wide = features.float()
     factor = _power_of_two(wide.abs().amax())
-    return _Scaled((wide / factor).half(), factor)
+    return _Scaled(_in_whole_blocks((wide / factor).half()), factor)
 
 
 def _along(direction: Direction, x: _Scaled, y: _Scaled, inner: Form) -> _Along:
     along_x, along_y = direction.x.float() / x.factor, direction.y.float() / y.factor
-    step = torch.ones_like(x.factor)
-    if inner.x.dtype != torch.float32:
-        step = _power_of_two(torch.maximum(along_x.abs().amax(), along_y.abs().amax()))
-    moved_x, moved_y = ((along / step).to(inner.x.dtype).contiguous() for along in (along_x, along_y))
+    if inner.x.dtype == torch.float32:
+        return _Along(along_x.contiguous(), along_y.contiguous(), inner.scale, torch.ones_like(x.factor))
+    step = _power_of_two(torch.maximum(along_x.abs().amax(), along_y.abs().amax()))
+    moved_x, moved_y = (_in_whole_blocks((along / step).half()) for along in (along_x, along_y))
     return _Along(moved_x, moved_y, inner.scale * step, step)
+
+
+def _in_whole_blocks(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(features, (0, -features.shape[1] % _WIDEST_BLOCK))
 
 
 def _unit_of_moves(problem: _Problem) -> torch.Tensor:

@@ -45,6 +45,6 @@ def test_accounting_of_a_known_tile():
     assert accounting.operand_bytes(tile, 16, 90) == 3 * 384 * 64 * 2
     assert accounting.operand_bytes(tile, 16, 80) == 2 * 384 * 64 * 2
     assert accounting.accumulator_registers("statistics", tile) == 128
-    assert accounting.blocks_per_multiprocessor(tile, 207, 147456, 90) == 1
-    assert accounting.blocks_per_multiprocessor(TileConfig(128, 128, 64, 4, 3), 207, 98304, 90) == 2
+    assert accounting.blocks_per_multiprocessor(8, 207, 147456, 90) == 1
+    assert accounting.blocks_per_multiprocessor(4, 207, 98304, 90) == 2
     assert accounting.flops_per_operand_byte(tile, 16) == pytest.approx(85.3, abs=0.1)
