@@ -100,10 +100,7 @@ __device__ inline void named_barrier_arrive(uint32_t barrier) {
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-template <int kUnfinished>
-__device__ inline void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnfinished) : "memory");
-}
+__device__ inline void wgmma_wait_for_all_but_one() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 
 #define CLIPKIT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define CLIPKIT_D16(i) CLIPKIT_D4(i), CLIPKIT_D4(i + 4), CLIPKIT_D4(i + 8), CLIPKIT_D4(i + 12)
@@ -138,6 +135,9 @@ template <>
 __device__ inline void wgmma<__half>(float (&d)[128], uint64_t a, uint64_t b, int add) {
   CLIPKIT_WGMMA("f16.f16");
 }
+
+// The accumulators go through the wait, so that no compiler reads them before it.
+__device__ inline void wgmma_wait(float (&d)[128]) { asm volatile("wgmma.wait_group.sync.aligned 0;" : CLIPKIT_D128::"memory"); }
 
 #undef CLIPKIT_WGMMA
 #undef CLIPKIT_D128

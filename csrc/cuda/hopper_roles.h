@@ -6,7 +6,8 @@
 //   wait_full(stage, parity), wait_empty(stage, parity)   until that phase of the stage's barrier has ended
 //   load(stage, depth, pair, column_tile)                 start the copies into a stage, peer's half of Y included
 //   multiply(products, stage, start)                      start products (start: =, else +=) X Yᵀ of a stage
-//   retire<n>()                                           until at most n of the multiplies started are unfinished
+//   retire_previous()                                     until at most the multiply started last is unfinished
+//   retire(products)                                      until none is: only now products may be read
 //   release(stage)                                        this warp has read the stage: tell both blocks
 //   grant_head_start(), await_head_start()                first consumer to second, once
 //   shuffle_xor(value, mask), exp2(value)                 within the warp; 2**value, flushed to 0 below 2**-126
@@ -90,7 +91,7 @@ CLIPKIT_HOST_DEVICE void multiply_tile(Machine& machine, Ring& at, int depth_blo
     machine.wait_full(at.stage, at.parity);
     machine.multiply(products, at.stage, depth == 0);
     if (depth > 0) {
-      machine.template retire<1>();
+      machine.retire_previous();
       machine.release(last);
     }
     if (owes_head_start && (depth + 1 == kHeadStart || depth + 1 == depth_blocks)) {
@@ -100,7 +101,7 @@ CLIPKIT_HOST_DEVICE void multiply_tile(Machine& machine, Ring& at, int depth_blo
     last = at.stage;
     at.advance();
   }
-  machine.template retire<0>();
+  machine.retire(products);
   machine.release(last);
 }
 

@@ -80,10 +80,8 @@ struct Machine {
     ptx::wgmma_commit();
   }
 
-  template <int kUnfinished>
-  __device__ void retire() {
-    ptx::wgmma_wait<kUnfinished>();
-  }
+  __device__ void retire_previous() { ptx::wgmma_wait_for_all_but_one(); }
+  __device__ void retire(float (&products)[kProducts]) { ptx::wgmma_wait(products); }
 
   // Every warp speaks for itself: its part of a multiply may end before another warp's.
   __device__ void release(int stage) {

@@ -406,10 +406,10 @@ struct SimulatedMachine {
                          [&chip = chip, &b = block(), index, stage, start] { chip.multiply_happens(b, index, stage, start); });
   }
 
-  template <int kUnfinished>
-  void retire() {
+  void retire_previous() { retire_until(warp().started - 1); }
+  void retire(const float (&)[kProducts]) { retire_until(warp().started); }
+  void retire_until(int wanted) {
     Warp& w = warp();
-    const int wanted = w.started - kUnfinished;
     chip.scheduler.wait(w.retired, [&] { return w.done >= wanted; });
   }
 

@@ -71,6 +71,8 @@ def test_multiplies_are_hoppers_and_keep_their_accumulators(compiled):
         assert len(multiplies) == 2, "two steps of 16 in a stage of 32, in a loop that is not copied"
         assert len({register for pair in multiplies for register in pair}) == 1
         assert "HMMA" not in families(code)
+        finished = code.index("WARPGROUP.DEPBAR.LE gsb0, 0x0")
+        assert code.index("FMNMX") > finished, "products are read before the wait for them"
 
 
 def test_roles_copies_and_barriers_are_hoppers(compiled):

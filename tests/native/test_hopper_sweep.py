@@ -120,8 +120,8 @@ def test_wrong_numbers_are_seen(name):
 BROKEN_PROTOCOLS = {
     "stages are freed in the own block only": ({}, 1),
     "one warp frees a stage for all four": ({}, 2),
-    "a stage is freed before it was read": ({"machine.template retire<1>();": "machine.template retire<2>();"}, 0),
-    "products are used before they are there": ({"machine.template retire<0>();": "machine.template retire<1>();"}, 0),
+    "a stage is freed before it was read": ({"machine.retire_previous();": ""}, 0),
+    "products are used before they are there": ({"machine.retire(products);": "machine.retire_previous();"}, 0),
     "the producer does not wait": ({"machine.wait_empty(at.stage, at.parity ^ 1);": ""}, 0),
     "the producer waits for the turn to come": (
         {"wait_empty(at.stage, at.parity ^ 1)": "wait_empty(at.stage, at.parity)"},
