@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+import clipkit
 from clipkit.engine.cuda_backend import hopper as backend
 from tests.interpreter import kernel_cases as cases
 from tests.native import hopper_model as hopper
@@ -108,6 +109,21 @@ def test_workspace_bounds_the_bands():
 def test_what_the_sweep_does_not_take_runs_on_plain_torch():
     x, y = cases.unit_features(20, 16, torch.float32, 10), cases.unit_features(30, 16, torch.float32, 11)
     check(backend.log_sum_exps(x, y, torch.tensor(20.0), diagonal=None), x, y, 20.0)
+
+
+def test_a_loss_runs_on_it_by_name(monkeypatch):
+    """Through the public function and the dispatch table, value and gradients beside plain torch."""
+    monkeypatch.setenv("CLIPKIT_CUDA_ON_HOST", "1")
+    monkeypatch.setattr(backend, "_clusters", lambda like: 2)
+    monkeypatch.setattr(backend, "_launch", simulated)
+    images, texts = (cases.unit_features(150, 64, torch.float16, seed).requires_grad_() for seed in (12, 13))
+    losses, gradients = [], []
+    for name in ("cuda", "torch"):
+        losses.append(clipkit.clip_loss(images, texts, 50.0, backend=name))
+        gradients.append(torch.autograd.grad(losses[-1], [images, texts]))
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
 
 
 BAD = {
