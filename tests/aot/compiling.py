@@ -125,7 +125,8 @@ def table_lines(case: Case, compiled: list[dict[str, Any]]) -> Iterator[str]:
         yield (
             f"sm_{case.arch:<4} {case.dtype} {case.shape:<7}{case.sweep:<27}{result['kernel']:<25}"
             f"{'x'.join(map(str, sizes)):<11}{warps:>3}w{stages:>2}s{result['registers']:>4} reg"
-            f"{result['stack']:>5} spill{result['shared'] / 1024:>7.1f} KB {blocks:>2}/SM  EX2 {opcodes.get('MUFU.EX2', 0):>4}"
+            f"{result['stack']:>5} spill{result['shared'] / 1024:>7.1f} KB {blocks:>2}/SM"
+            f"  EX2 {opcodes.get('MUFU.EX2', 0):>4}"
             f"  SHFL {opcodes.get('SHFL', 0):>4}  MMA {matrix:>4}"
         )
 
