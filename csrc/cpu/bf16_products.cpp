@@ -6,7 +6,6 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/aligned.h"
 #include "cpu/bf16_pack.h"
 
 namespace clipkit {
@@ -83,16 +82,16 @@ void tile_of_products(const Bf16Kernel& kernel, const Bf16Matrix& x, const unsig
   const int64_t depth_blocks = panels_of(x.columns), panels = panels_of(out.columns);
   share(panels_of(x.rows), threads, [&](int64_t first_row, int64_t last_row) {
     const Entered entered(kernel);
-    const auto left = aligned<unsigned char>(kBlocksInCache * kBf16BlockBytes);
+    alignas(64) unsigned char left[kBlocksInCache * kBf16BlockBytes];
     for (int64_t near = 0; near < panels; near += kPanelsInCache) {
       const int64_t far = std::min(near + kPanelsInCache, panels);
       for (int64_t k = 0; k == 0 || k < depth_blocks; k += kBlocksInCache) {  // once at least: products of no depth are zero
         const int64_t blocks = std::min(kBlocksInCache, depth_blocks - k);
         for (int64_t row = first_row * kBf16Panel; row < std::min(last_row * kBf16Panel, x.rows); row += kBf16Panel) {
           pack_left(x.data + row * x.stride + k * kBf16Panel, x.stride, x.rows - row,
-                    std::min(blocks * kBf16Panel, x.columns - k * kBf16Panel), left.get());
+                    std::min(blocks * kBf16Panel, x.columns - k * kBf16Panel), left);
           for (int64_t panel = near; panel < far; ++panel)
-            multiply_into(kernel, left.get(), y + (panel * depth_blocks + k) * kBf16BlockBytes, blocks, out, row, panel * kBf16Panel,
+            multiply_into(kernel, left, y + (panel * depth_blocks + k) * kBf16BlockBytes, blocks, out, row, panel * kBf16Panel,
                           k > 0);
         }
       }
@@ -105,18 +104,18 @@ void add_weighted_rows(const Bf16Kernel& kernel, const Fp32Matrix& weights, bool
   const int64_t depth = transposed ? weights.rows : weights.columns, depth_blocks = panels_of(depth);
   share(panels_of(out.rows), threads, [&](int64_t first_row, int64_t last_row) {
     const Entered entered(kernel);
-    const auto left = aligned<unsigned char>(kBlocksInCache * kBf16BlockBytes);
+    alignas(64) unsigned char left[kBlocksInCache * kBf16BlockBytes];
     for (int64_t k = 0; k < depth_blocks; k += kBlocksInCache) {
       const int64_t blocks = std::min(kBlocksInCache, depth_blocks - k), start = k * kBf16Panel;
       const int64_t deep = std::min(blocks * kBf16Panel, depth - start);
       for (int64_t row = first_row * kBf16Panel; row < std::min(last_row * kBf16Panel, out.rows); row += kBf16Panel) {
         if (transposed) {
-          pack_weights_transposed(weights.data + start * weights.stride + row, weights.stride, out.rows - row, deep, left.get());
+          pack_weights_transposed(weights.data + start * weights.stride + row, weights.stride, out.rows - row, deep, left);
         } else {
-          pack_weights(weights.data + row * weights.stride + start, weights.stride, out.rows - row, deep, left.get());
+          pack_weights(weights.data + row * weights.stride + start, weights.stride, out.rows - row, deep, left);
         }
         for (int64_t panel = 0; panel < panels_of(out.columns); ++panel)
-          multiply_into(kernel, left.get(), y + panel * panel_bytes + k * kBf16BlockBytes, blocks, out, row, panel * kBf16Panel, true);
+          multiply_into(kernel, left, y + panel * panel_bytes + k * kBf16BlockBytes, blocks, out, row, panel * kBf16Panel, true);
       }
     }
   });

@@ -3,11 +3,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
 
-#include "cpu/aligned.h"
+#include "cpu/scratch.h"
 #include "cpu/passes.h"
 
 namespace clipkit {
@@ -51,8 +52,7 @@ void sweep(const Bf16Form& form, const MakeWorker& make_worker) {
   const int64_t bands = (columns + width - 1) / width;
   Turns turns(bands);
   std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    auto worker = make_worker();
+  const auto take_bands = [&](auto&& worker) {
     for (int64_t band = next++; band < bands; band = next++) {
       const int64_t column = band * width;
       Part part{0, rows, column, std::min(width, columns - column)};
@@ -68,12 +68,20 @@ void sweep(const Bf16Form& form, const MakeWorker& make_worker) {
       }
     }
   };
+  auto mine = make_worker();  // where memory is short, it throws before there are threads
   std::vector<std::thread> others;
   try {
-    for (int64_t count = 1; count < std::min<int64_t>(form.threads, bands); ++count) others.emplace_back(work);
-  } catch (const std::system_error&) {  // the system grants no more threads: those that run take all bands
+    for (int64_t count = 1; count < std::min<int64_t>(form.threads, bands); ++count) {
+      others.emplace_back([&] {
+        try {
+          take_bands(make_worker());
+        } catch (const std::bad_alloc&) {  // no memory for this one: it takes no band
+        }
+      });
+    }
+  } catch (const std::system_error&) {  // no more threads: those that run take all bands
   }
-  work();
+  take_bands(mine);
   for (auto& other : others) other.join();
 }
 
@@ -85,8 +93,8 @@ Bf16Matrix rows_of(const Bf16Matrix& matrix, int64_t row, int64_t rows) {
 class Logits {
  public:
   explicit Logits(const Bf16Form& form)
-      : form_(form), packed_(aligned<unsigned char>(packed_bytes(kWidestBand, form.y.columns))),
-        products_(aligned<float>(kTileRows * kWidestBand)) {}
+      : form_(form), packed_(scratch<unsigned char>(packed_bytes(kWidestBand, form.y.columns))),
+        products_(scratch<float>(kTileRows * kWidestBand)) {}
 
   void begin(const Part& band) { pack_rows(rows_of(form_.y, band.column, band.columns), packed_.get(), 1); }
 
@@ -100,8 +108,8 @@ class Logits {
 
  private:
   const Bf16Form& form_;
-  Aligned<unsigned char> packed_;
-  Aligned<float> products_;
+  Scratch<unsigned char> packed_;
+  Scratch<float> products_;
   Tile tile_{};
 };
 
@@ -116,7 +124,7 @@ struct StatisticsWorker {
   Positives positives;
   RunningSums row, column;
   Logits logits;
-  Aligned<float> scratch = aligned<float>(2 * kWidestBand);
+  Scratch<float> of_columns = scratch<float>(2 * kWidestBand);
 
   void begin(const Part& band) { logits.begin(band); }
   void before(const Part& part) { logits.make(part); }
@@ -126,7 +134,7 @@ struct StatisticsWorker {
                          nullptr,
                          {row.offset + part.row, row.sum + part.row},
                          {column.offset + part.column, column.sum + part.column},
-                         scratch.get()});
+                         of_columns.get()});
   }
   void after(const Part&) {}
 };
@@ -137,8 +145,8 @@ struct ProductsWorker {
   const Fp32Matrix& g_y;
   const Fp32Matrix& gt_x;
   Logits logits;
-  Aligned<unsigned char> y_columns = aligned<unsigned char>(packed_bytes(form.y.columns, kWidestBand));
-  Aligned<unsigned char> x_columns = aligned<unsigned char>(packed_bytes(form.x.columns, kTileRows));
+  Scratch<unsigned char> y_columns = scratch<unsigned char>(packed_bytes(form.y.columns, kWidestBand));
+  Scratch<unsigned char> x_columns = scratch<unsigned char>(packed_bytes(form.x.columns, kTileRows));
 
   void begin(const Part& band) {
     logits.begin(band);
