@@ -24,6 +24,7 @@ TABLE: tuple[Row, ...] = (
     Row(100, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(120, "statistics", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(80, "statistics", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
+    Row(120, "statistics", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),
     Row(80, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(90, "gradient", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
     Row(90, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),

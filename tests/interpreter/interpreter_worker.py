@@ -46,6 +46,23 @@ def far_apart_rows() -> tuple[np.ndarray, ...]:
     return tuple(result.numpy() for rows in (close, far) for result in kernel(rows, y, 1.0))
 
 
+def products_of_far_apart_rows() -> tuple[np.ndarray, ...]:
+    """The same for the gradients: (G Y, Gᵀ X) of close rows, then of far ones."""
+    import torch
+    from clipkit.kernels.exponential_products import exponential_products
+
+    y, zero = torch.eye(3, 16), torch.zeros(2)
+    close = torch.arange(32, dtype=torch.float32).reshape(2, 16) / 32
+    far = torch.empty(2**31 + 16, dtype=torch.float32).as_strided((2, 16), (2**31, 1))
+    far.copy_(close)
+    return tuple(
+        result.numpy()
+        for rows in (close, far)
+        for result in exponential_products(rows, y, 1.0, row_offset=zero, column_offset=None, own_weight=zero)
+        if result is not None
+    )
+
+
 def merge_poisoned() -> np.ndarray:
     """The finaliser on partials that hold a NaN and a wholly flushed line."""
     import torch

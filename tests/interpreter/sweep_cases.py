@@ -6,6 +6,7 @@ tests.
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -99,6 +100,22 @@ def softmax(data: str, rows: int, columns: int, width: int, dtype: torch.dtype) 
     x, y, scale = towers(data, rows, columns, width, dtype)
     labels = torch.arange(rows).clamp(max=columns - 1)
     return {"x": x, "y": y, "scale": scale, "labels": labels, "want_x": True, "want_y": True}
+
+
+def results(sweep: str, arguments: dict[str, Any], *, workspace_bytes: int | None = None) -> list[Tensor]:
+    """What a sweep of the Triton backend returns on the CPU, its waves as high as a workspace allows."""
+    from clipkit.kernels import waves
+
+    from clipkit.engine import triton_backend
+
+    height = waves.wave_rows
+    size = waves.DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
+
+    def bounded(form: Any, **options: Any) -> Any:
+        return height(form, **(options | {"workspace_bytes": size}))
+
+    with mock.patch.object(waves, "wave_rows", bounded):
+        return [result for result in getattr(triton_backend, sweep)(**arguments) if result is not None]
 
 
 def relative_errors(

@@ -80,6 +80,13 @@ def test_column_flushed_in_one_band_only_is_exact(pool):
     check(run(pool, x, y, 100.0, workspace_bytes=1), x, y, 100.0)
 
 
+@pytest.mark.parametrize("stack", [1, 3, 5])
+def test_stacks_of_tiles_change_only_the_rounding(pool, stack):
+    x, y, _, _ = cases.cone_with_outliers(torch.float32)
+    x = torch.cat([-x[:70], x])  # the tiles further down lift the columns that the first one flushes
+    check(run(pool, x, y, 100.0, stack=stack), x, y, 100.0)
+
+
 def test_scale_may_be_a_tensor(pool):
     x, y = cases.unit_features(5, 8, torch.float32, 6), cases.unit_features(7, 8, torch.float32, 7)
     plain = run(pool, x, y, 14.25)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.interpreter import interpreter_worker as worker
+from tests.interpreter import no_waiting
 from tests.interpreter import sweep_cases as cases
+from tests.reference.cases import CASES
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'clipkit-torch[triton]'")
 
@@ -96,3 +98,49 @@ def test_softmax_sweep_equals_float64(pool, rows, columns, width, dtype):
 @pytest.mark.parametrize("data", cases.DATA)
 def test_softmax_sweep_of_every_kind_of_data(pool, data):
     check(pool, "softmax_sweep", cases.softmax(data, 70, 131, 24, torch.float32), torch.float32)
+
+
+def test_products_of_rows_more_than_two_billion_elements_apart(pool):
+    g_y, gt_x, far_g_y, far_gt_x = worker.in_worker(pool, worker.products_of_far_apart_rows)
+    assert (g_y == far_g_y).all()
+    assert (gt_x == far_gt_x).all()
+
+
+def all_sweeps(dtype, rows=130, columns=150, width=24):
+    makers = {
+        "exponential_products": cases.exponential,
+        "sigmoid_sweep": cases.sigmoid,
+        "labelled_sigmoid_sweep": cases.labelled,
+        "softmax_sweep": cases.softmax,
+    }
+    return [(name, make("unit", rows, columns, width, dtype)) for name, make in makers.items()]
+
+
+def test_a_small_workspace_changes_only_the_rounding_and_two_runs_nothing(pool):
+    for name, arguments in all_sweeps(torch.float16):
+        whole, in_waves, again = (
+            worker.in_worker(pool, cases.results, name, arguments, workspace_bytes=size) for size in (1 << 20, 1, 1)
+        )
+        for one, many, same in zip(whole, in_waves, again, strict=True):
+            torch.testing.assert_close(many, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+            assert torch.equal(many, same)
+
+
+def test_nan_features_make_nan_where_they_are_felt(pool):
+    """Their own row of G Y and every row of Gᵀ X, never a number."""
+    for name, arguments in all_sweeps(torch.float32):
+        arguments["x"][66, 0] = torch.nan
+        g_y, gt_x = [r for r in worker.in_worker(pool, cases.results, name, arguments) if r.dim() == 2]
+        assert g_y.isnan().any(1).nonzero().flatten().tolist() == [66], name
+        assert gt_x.isnan().any(1).all(), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_no_loss_waits_for_the_device(pool, case):
+    assert worker.in_worker(pool, no_waiting.loss_waits, case.name) == ""
+
+
+def test_no_sweep_waits_for_the_device_and_the_test_would_notice(pool):
+    for name, arguments in all_sweeps(torch.float32, 9, 9, 8):
+        assert worker.in_worker(pool, no_waiting.sweep_waits, name, arguments) == ""
+    assert all(worker.in_worker(pool, no_waiting.known_waits))
