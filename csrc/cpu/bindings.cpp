@@ -4,7 +4,6 @@
 
 #include <vector>
 
-#include "cpu/clip_tile.h"
 #include "cpu/passes.h"
 #include "cpu/tile.h"
 
@@ -120,31 +119,6 @@ void tile_curvature_weights(const TileArguments& given, Address along_rows, Addr
   passes().curvature_weights(work);
 }
 
-void check_tile(int64_t stride, int64_t rows, int64_t columns) {
-  if (rows < 0 || columns < 0) throw std::invalid_argument("rows, columns: got a negative size; want sizes of at least 0");
-  if (stride < columns) throw std::invalid_argument("stride: got fewer elements than columns; want the distance between rows");
-}
-
-void clip_statistics(std::uintptr_t products, int64_t stride, int64_t rows, int64_t columns, float scale, std::uintptr_t row_offset,
-                     std::uintptr_t row_sum, std::uintptr_t column_offset, std::uintptr_t column_sum) {
-  check_tile(stride, rows, columns);
-  const TileStatistics out{pointer<float>(row_offset, rows, "row_offset"), pointer<float>(row_sum, rows, "row_sum"),
-                           pointer<float>(column_offset, columns, "column_offset"), pointer<float>(column_sum, columns, "column_sum")};
-  const auto* tile = pointer<const float>(products, rows * columns, "products");
-  py::gil_scoped_release release;
-  clip_tile_statistics(tile, stride, rows, columns, scale, out);
-}
-
-void clip_gradient(std::uintptr_t products, int64_t stride, int64_t rows, int64_t columns, float scale, std::uintptr_t row_lse,
-                   std::uintptr_t column_lse, int64_t diagonal) {
-  check_tile(stride, rows, columns);
-  auto* tile = pointer<float>(products, rows * columns, "products");
-  const auto* rows_lse = pointer<const float>(row_lse, rows, "row_lse");
-  const auto* columns_lse = pointer<const float>(column_lse, columns, "column_lse");
-  py::gil_scoped_release release;
-  clip_tile_gradient(tile, stride, rows, columns, scale, rows_lse, columns_lse, diagonal);
-}
-
 py::list instruction_sets() {
   py::list names;
   for (const TilePasses* usable : usable_passes()) names.append(usable->name);
@@ -162,12 +136,6 @@ void bind_cpu(py::module_& module) {
   module.def("instruction_sets", &instruction_sets, "Names of the tile passes that can run here, the widest vectors first.");
   module.def("instruction_set", [] { return passes().name; }, "The tile passes in use.");
   module.def("use_instruction_set", &use_instruction_set, py::arg("name"), "Choose the tile passes of all threads by name.");
-  module.def("clip_tile_statistics", &clip_statistics, py::arg("products"), py::arg("stride"), py::arg("rows"), py::arg("columns"),
-             py::arg("scale"), py::arg("row_offset"), py::arg("row_sum"), py::arg("column_offset"), py::arg("column_sum"),
-             "Row and column sums of exp(scale * product - offset) of one tile, one exponential per logit.");
-  module.def("clip_tile_gradient", &clip_gradient, py::arg("products"), py::arg("stride"), py::arg("rows"), py::arg("columns"),
-             py::arg("scale"), py::arg("row_lse"), py::arg("column_lse"), py::arg("diagonal"),
-             "Overwrites products by exp(s - row_lse) + exp(s - column_lse) - 2 on the diagonal j == i + diagonal.");
 
   py::class_<TileArguments>(module, "Tile", "Products p of a tile, fp32, rows `stride` apart; logits are scale * p. Addresses of 0 leave out.")
       .def(py::init<Address, int64_t, int64_t, int64_t, float>(), py::arg("products"), py::arg("stride"), py::arg("rows"),

@@ -29,9 +29,9 @@ inline void tile_curvature_sums(const CurvatureSums& work) {
     const float row_lse = form.row_lse[i];
     Floats total = {};
     along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-      const Floats product = lanes.load(line.logits + j);
-      const Floats p = exponential(product * tile.scale - row_lse);
-      const Floats q = exponential(product * tile.scale - lanes.load(form.column_lse + j));
+      const Floats s = logit(lanes.load(line.logits + j), tile.scale);
+      const Floats p = exponential(s - row_lse);
+      const Floats q = exponential(s - lanes.load(form.column_lse + j));
       total += lanes.keep(p * (lanes.load(line.along_rows + j) * form.along_rows.scale));
       lanes.store(down + j, lanes.load(down + j) + q * (lanes.load(line.along_columns + j) * form.along_columns.scale));
     });
@@ -48,9 +48,9 @@ CLIPKIT_INLINE void tile_curvature_weights_of(const CurvatureWeights& work) {
     const CurvatureLines line = lines_of(form, i);
     const float row_lse = form.row_lse[i], row_mean = work.row_mean[i];
     along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-      const Floats product = lanes.load(line.logits + j);
-      const Floats p = exponential(product * tile.scale - row_lse);
-      const Floats q = exponential(product * tile.scale - lanes.load(form.column_lse + j));
+      const Floats s = logit(lanes.load(line.logits + j), tile.scale);
+      const Floats p = exponential(s - row_lse);
+      const Floats q = exponential(s - lanes.load(form.column_lse + j));
       const Floats to_rows = lanes.load(line.along_rows + j) * form.along_rows.scale - row_mean;
       const Floats to_columns = lanes.load(line.along_columns + j) * form.along_columns.scale - lanes.load(work.column_mean + j);
       lanes.store(line.along_rows + j, p * to_rows + q * to_columns);

@@ -34,7 +34,7 @@ inline void tile_divergence(Divergence& work) {
     const Floats row_lse = all(work.row_student[i]), row_teacher_lse = all(work.row_teacher[i]);
     Floats divergence = {}, plogp = {};
     along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-      const Floats s = lanes.load(student + j) * tile.scale, t = lanes.load(teacher + j) * work.teacher.scale;
+      const Floats s = logit(lanes.load(student + j), tile.scale), t = logit(lanes.load(teacher + j), work.teacher.scale);
       const DivergenceTerms row = divergence_terms(s, t, row_lse, row_teacher_lse);
       const DivergenceTerms column = divergence_terms(s, t, lanes.load(work.column_student + j), lanes.load(work.column_teacher + j));
       divergence += lanes.keep(row.divergence + column.divergence);

@@ -15,10 +15,13 @@ CLIPKIT_INLINE void tile_gradient_of(const Gradient& work) {
     float* line = tile.products + i * tile.stride;
     const float row_offset = kRows ? work.row_offset[i] : 0.0f;
     along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-      const Floats product = lanes.load(line + j);
-      Floats weight = {};
-      if (kRows) weight += exponential(product * tile.scale - row_offset);
-      if (kColumns) weight += exponential(product * tile.scale - lanes.load(work.column_offset + j));
+      const Floats s = logit(lanes.load(line + j), tile.scale);
+      Floats weight;
+      if (kRows) weight = exponential(s - row_offset);
+      if (kColumns) {
+        const Floats other = exponential(s - lanes.load(work.column_offset + j));
+        weight = kRows ? weight + other : other;
+      }
       lanes.store(line + j, weight);
     });
     // A positive's weight is a difference near zero that only its own formula gets right: it comes from outside.
@@ -55,7 +58,7 @@ inline void tile_online_softmax(const OnlineSoftmax& work) {
     const float reference = offset == kNothing ? 0.0f : offset;  // nothing so far, unless it is NaN
     Floats found = {};
     along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-      const Floats e = lanes.keep(exponential<false>(lanes.load(line + j) * factor - reference));
+      const Floats e = lanes.keep(exponential<false>(logit(lanes.load(line + j), factor) - reference));
       found += e;
       lanes.store(line + j, e);
     });

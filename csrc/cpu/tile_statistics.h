@@ -44,8 +44,7 @@ CLIPKIT_INLINE void mask_positives(const Tile& tile, const Positives& positives,
 CLIPKIT_INLINE float largest_logit(const float* line, int64_t columns, float factor) {
   Floats best = all(kNothing);
   along(columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-    const Floats logit = lanes.load(line + j) * factor;
-    best = larger(logit - lanes.beyond(INFINITY), best);
+    best = larger(logit(lanes.load(line + j), factor) - lanes.beyond(INFINITY), best);
   });
   return largest(best);
 }
@@ -89,7 +88,7 @@ CLIPKIT_INLINE void rows_statistics(const Statistics& work, int64_t first, float
   along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
     Floats column = kColumns ? lanes.load(down.sum + j) : Floats{};
     for (int r = 0; r < kRows; ++r) {
-      const Floats e = lanes.keep(exponential<false>(lanes.load(line[r] + j) * factor - offset[r]));
+      const Floats e = lanes.keep(exponential<false>(logit(lanes.load(line[r] + j), factor) - offset[r]));
       total[r] += e;
       column += e * weight[r];
     }
@@ -102,10 +101,10 @@ CLIPKIT_INLINE void rows_statistics(const Statistics& work, int64_t first, float
 template <typename Lanes>
 CLIPKIT_INLINE void columns_again(const Tile& tile, float factor, int64_t j, Lanes lanes, float* offsets, float* sums) {
   Floats offset = all(kNothing), total = {};
-  for (int64_t i = 0; i < tile.rows; ++i) offset = larger(lanes.load(tile.products + i * tile.stride + j) * factor, offset);
+  for (int64_t i = 0; i < tile.rows; ++i) offset = larger(logit(lanes.load(tile.products + i * tile.stride + j), factor), offset);
   const Floats reference = offset > kNothing ? offset : Floats{};
   for (int64_t i = 0; i < tile.rows; ++i)
-    total += exponential<false>(lanes.load(tile.products + i * tile.stride + j) * factor - reference);
+    total += exponential<false>(logit(lanes.load(tile.products + i * tile.stride + j), factor) - reference);
   lanes.store(offsets + j, reference);
   lanes.store(sums + j, total);
 }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -29,7 +29,17 @@ typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // also masks: -
 
 CLIPKIT_INLINE Floats all(float value) { return value - Floats{}; }
 
-CLIPKIT_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b where one is NaN
+// The larger and the smaller of two, b where one is NaN. Compilers must not make the one instruction of the comparison by themselves.
+#if defined(__AVX512F__)
+CLIPKIT_INLINE Floats larger(Floats a, Floats b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
+CLIPKIT_INLINE Floats smaller(Floats a, Floats b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
+#elif defined(__AVX2__)
+CLIPKIT_INLINE Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+CLIPKIT_INLINE Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+#else
+CLIPKIT_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+CLIPKIT_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
 
 CLIPKIT_INLINE float sum(Floats v) {
   float total = 0.0f;

@@ -61,16 +61,19 @@ def test_any_scale_will_do(scale):
             torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-6 * max(1.0, abs(scale)))
 
 
-def test_two_threads_give_the_same_bits_every_time():
+def test_the_number_of_threads_does_not_show():
     _skip_unless_compiled()
     inputs, _ = BY_NAME["clip"].make(1500, 8, torch.float32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    before, runs = torch.get_num_threads(), []
     try:
-        runs = [value_and_gradients(BY_NAME["clip"].ours, inputs, {}) for _ in range(3)]
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            runs.append(value_and_gradients(lambda a, b, s: clipkit.clip_loss(a, b, s, backend="cpu"), inputs, {}))
     finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(run[name], runs[0][name]) for run in runs[1:] for name in run)
+        torch.set_num_threads(before)
+    # The features' gradients to the bit; the scale's is a sum of torch's own, shared out among its threads.
+    assert all(torch.equal(run[name], runs[0][name]) for run in runs[1:] for name in ("loss", "a", "b"))
+    assert torch.equal(runs[1]["s"], runs[2]["s"])
 
 
 def test_an_unknown_backend_is_named():
@@ -95,7 +98,7 @@ def test_the_environment_chooses_a_backend(monkeypatch):
 
 def test_the_report_names_every_backend_once_per_device_and_gives_reasons():
     lines = [line for line in dispatch.report() if line.device == "cpu"]
-    assert [line.name for line in lines] == ["torch", "cpu", "triton"]
+    assert [line.name for line in lines] == list(dispatch._MODULES)
     assert all(line.reason for line in lines)
     served_by_default = [dtype for line in lines if line.default for dtype in line.reason.split(", ")]
     assert served_by_default

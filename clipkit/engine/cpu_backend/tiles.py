@@ -10,7 +10,6 @@ copies, and results are equal to the bit for any number of threads.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ Work = Callable[..., T]
 LINES = 64
 """Tiles begin at multiples of this."""
 
-_SMALLEST, _LARGEST, _BANDS = 128, 512, 8
-"""Lines of a tile, and how many tiles side by side it is made smaller for, so that eight threads have work.
+_SMALLEST, _LARGEST, _ABREAST = 256, 512, 8
+"""Lines of a tile at least and at most, and how many tiles abreast the lines are cut into in between.
 
 512 x 512 fp32 are 1 MiB, half of a server core's second-level cache; one core's products lose 3 % of their rate from
-512 down to 256 lines and 15 % at 128 (d = 512).
+512 down to 256 lines and 15 % at 128 (d = 512). As many threads have work as there are tiles abreast.
 """
 
 
@@ -58,8 +57,9 @@ def over_tiles(area: tuple[slice, slice], work: Work[T], *, like: Tensor, buffer
 
 
 def _cuts(lines: slice) -> list[slice]:
-    step = -(-(lines.stop - lines.start) // (_BANDS * LINES)) * LINES
-    step = min(max(step, _SMALLEST), _LARGEST)
+    count = lines.stop - lines.start
+    step = -(-count // (_ABREAST * LINES)) * LINES
+    step = min(max(step, _SMALLEST if count > 2 * _SMALLEST else _SMALLEST // 2), _LARGEST)
     return [slice(start, min(start + step, lines.stop)) for start in range(lines.start, lines.stop, step)]
 
 
@@ -147,7 +147,3 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _compute_alone() -> None:
     torch.get_num_threads()  # makes this thread take over the common number now, and not after the next line
     torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but none of its threads
