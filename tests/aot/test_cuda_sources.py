@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nvcc compiles csrc/cuda for every architecture we build for, without spills and within 64 registers; no GPU is needed.
+"""nvcc compiles csrc/cuda for every architecture we build for, without spills and within 64 registers. No GPU needed.
 
 One nvcc per file compiles all architectures, two at a time.
 """
