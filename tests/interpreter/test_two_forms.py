@@ -132,7 +132,7 @@ def test_identical_forms_are_exactly_zero_apart(pool, dtype):
 def test_a_divergence_far_below_the_logits_rounding_keeps_its_digits(pool):
     size, error = worker.in_worker(pool, nearly_identical_forms)
     assert size < 1e-4
-    assert error <= 2e-3
+    assert error <= 1e-2  # the logits are off by 4e-6, a few percent of what they differ by; LSE differences lose all
 
 
 def test_logits_of_ten_thousand_and_duplicates_are_finite_and_right(pool):
