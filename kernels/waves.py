@@ -27,7 +27,8 @@ def weight_unit(dtype: torch.dtype) -> float:
     """What a kernel multiplies weights by before it rounds them to the workspace's dtype, the dtype of the features.
 
     fp16 has no normal numbers below 6e-5, and at a hundred thousand columns most weights are smaller. Their size is at
-    most 2, so 2**14 times as much still fits (65504), and what falls below the normal numbers is then under 4e-9.
+    most 2, so 2**14 times as much still fits (65504), and what falls below the normal numbers is then under 4e-9. Under
+    4e-12 a weight is zero: a batch whose losses are all smaller has no gradient in fp16.
     """
     return _HALF_UNIT if dtype == torch.float16 else 1.0
 

@@ -30,7 +30,7 @@ def towers(data: str, rows: int, columns: int, width: int, dtype: torch.dtype) -
         scale = 100.0
     elif data == "learned":  # pairs nearly equal: losses near zero, weights near minus zero on the diagonal
         y[:shared] = torch.nn.functional.normalize(x[:shared] + 0.05 * y[:shared], dim=1)
-        scale = 100.0
+        scale = 20.0
     elif data == "huge":  # unnormalised: logits of 1e4
         x, y, scale = 10 * x, 10 * y, 100.0
     elif data == "duplicates":
@@ -118,16 +118,15 @@ def results(sweep: str, arguments: dict[str, Any], *, workspace_bytes: int | Non
         return [result for result in getattr(triton_backend, sweep)(**arguments) if result is not None]
 
 
-def relative_errors(
-    sweep: str, arguments: dict[str, Any], *, backend: str, device: str = "cpu", options: dict[str, Any] | None = None
-) -> list[float | None]:
+def relative_errors(sweep: str, arguments: dict[str, Any], *, backend: str, device: str = "cpu") -> list[float | None]:
     """||result - float64|| / ||float64|| of each result of a sweep, None where both leave it out."""
     from clipkit.engine import torch_backend, triton_backend
 
     module = {"torch": torch_backend, "triton": triton_backend}[backend]
-    ours = getattr(module, sweep)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()})
-    wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-    return [_error(mine, exact) for mine, exact in zip(ours, getattr(torch_backend, sweep)(**wide), strict=True)]
+    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.items()}
+    results = zip(getattr(module, sweep)(**given), getattr(torch_backend, sweep)(**wide), strict=True)
+    return [_error(mine, exact) for mine, exact in results]
 
 
 def _error(mine: Tensor | None, exact: Tensor | None) -> float | None:
@@ -137,4 +136,4 @@ def _error(mine: Tensor | None, exact: Tensor | None) -> float | None:
         return None
     assert mine.dtype == torch.float32
     assert mine.shape == exact.shape
-    return float((mine.double().cpu() - exact).norm() / exact.norm().clamp_min(1e-30))
+    return float((mine.double() - exact).norm() / exact.norm().clamp_min(1e-30))
