@@ -14,7 +14,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 LOGITS = 128  # of one thread in one tile
 PAIRS_PER_ITEM = 8
-CONSUMER_REGISTERS = 232
+PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232
 
 
 def disassembler():
@@ -48,6 +48,10 @@ def opcodes(code):
     return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.x]*)", code, re.M)
 
 
+def highest_register(code):
+    return max(int(number) for number in re.findall(r"\bR(\d+)\b", code))
+
+
 def families(code):
     return collections.Counter(opcode.split(".")[0] for opcode in opcodes(code))
 
@@ -62,7 +66,9 @@ def test_two_kernels_without_spills_or_warnings(compiled):
     assert not re.findall(r"warning|C75\d\d|serializ", words), words
     for code in kernels:
         assert not {"LDL", "STL"} & families(code).keys()
-        assert max(int(number) for number in re.findall(r"\bR(\d+)\b", code)) < CONSUMER_REGISTERS
+        assert highest_register(code) < CONSUMER_REGISTERS
+        given_back = code.index("USETMAXREG.DEALLOC")
+        assert highest_register(code[given_back : code.index("UCGABAR_ARV", given_back)]) < PRODUCER_REGISTERS
 
 
 def test_multiplies_are_hoppers_and_keep_their_accumulators(compiled):
