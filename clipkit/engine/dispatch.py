@@ -30,14 +30,18 @@ _MODULES = {
     "cuda": "clipkit.engine.cuda_backend",
 }
 
-_DEFAULTS = {"cpu": ("cpu", "torch")}
-"""By device type, the first that can serve the tensors; `torch` alone for any other device."""
+_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+"""By device type, best first: the default is the first that is proven and can serve the tensors. `torch` alone for any
+other device.
+"""
 
 _UNPROVEN = {
     "triton": "not yet proven on a card by tests/gpu; ask for it by name",
     "cuda": "compiled, not yet run on a card; ask for it by name",
 }
-"""Backends that are never chosen by default, and why."""
+"""Backends that are never chosen by default, and why. One that has passed `make test-gpu` on a card loses its line
+here, and nothing else changes.
+"""
 
 
 class BackendStatus(NamedTuple):
@@ -77,8 +81,8 @@ def choose(sweep: str, like: Tensor, backend: str) -> Callable[..., Any]:
 
 
 def _default(device: torch.device, dtype: torch.dtype) -> str:
-    candidates = _DEFAULTS.get(device.type, ("torch",))
-    return next(name for name in candidates if _load(name).obstacle(device, dtype) is None)
+    proven = (name for name in _ORDER.get(device.type, ("torch",)) if name not in _UNPROVEN)
+    return next(name for name in proven if _load(name).obstacle(device, dtype) is None)
 
 
 def report() -> list[BackendStatus]:
