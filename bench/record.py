@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import json
 import os
@@ -19,13 +20,17 @@ import clipkit
 from clipkit.machine import commit, processor
 
 RESULTS = Path(__file__).parent / "results"
+MIB = 1 << 20
 
 
-def environment() -> dict[str, Any]:
-    """Device, versions and commit."""
+def environment(device: str | None = None) -> dict[str, Any]:
+    """Device ("cpu", "cuda"; None for a card where there is one), versions, commit and how busy the machine is."""
     return {
         "date": datetime.date.today().isoformat(),
-        "device": device_name(),
+        "device": device_name(device),
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "load": [round(average, 2) for average in os.getloadavg()],
         "cpu": processor()[0],
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -36,11 +41,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def device_name() -> str:
+def device_name(device: str | None = None) -> str:
     """The folder of results: cpu-2core, or the card's name."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() if device is None else device == "cuda":
         return torch.cuda.get_device_name().lower().replace(" ", "-")
     return f"cpu-{os.cpu_count()}core"
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version."""
+    module = Path("/proc/driver/nvidia/version")
+    if not module.exists():
+        return None
+    words = module.read_text(encoding="utf-8", errors="replace").splitlines()[0].split()
+    return next((word for word in words if word[:1].isdigit()), None)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -64,23 +78,30 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def peak_extra_mib(call: Callable[[], object]) -> float:
     """MiB by which `call` raises this process's resident memory at its peak, by the kernel's own account (Linux).
 
-    The peak since the start is no use: importing a library can have been higher. It is reset first.
+    The peak since the start is no use: importing a library can have been higher. It is reset first. And what making the
+    inputs left in the allocator is given back, lest a call that reuses it look smaller than it is.
     """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status_kib("VmRSS")
+    before = kibibytes("/proc/self/status", "VmRSS")
     call()
-    return (_status_kib("VmHWM") - before) / 1024
+    return (kibibytes("/proc/self/status", "VmHWM") - before) / 1024
 
 
-def _status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def kibibytes(file: str, field: str) -> int:
+    """A field of one of Linux's accounts of memory."""
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def write(name: str, command: str, body: Mapping[str, Any]) -> Path:
-    """bench/results/<device>/<name>-<date>.json."""
-    stamp = environment()
-    path = RESULTS / stamp["device"] / f"{name}-{stamp['date']}.json"
+def write(
+    name: str, command: str, body: Mapping[str, Any], *, device: str | None = None, folder: Path = RESULTS
+) -> Path:
+    """<folder>/<device>/<name>-<date>.json; the date alone for an empty name."""
+    stamp = environment(device)
+    path = folder / stamp["device"] / f"{'-'.join(filter(None, (name, stamp['date'])))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"command": command, "environment": stamp, **body}, indent=1) + "\n")
     return path

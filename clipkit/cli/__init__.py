@@ -16,6 +16,7 @@ VERBS = {
     "data": "fetch and build a real captioned-picture set",
     "index": "index webdataset shards or a CSV",
     "export": "write a run's weights as safetensors",
+    "bench": "time and memory of the losses beside their peers",
     "doctor": "say which backends work here, and why others do not",
 }
 

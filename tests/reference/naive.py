@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 def clip(image, text, scale, label_smoothing=0.0):
     logits = scale * image @ text.T
-    labels = torch.arange(len(image))
+    labels = torch.arange(len(image), device=image.device)
     rows = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     columns = F.cross_entropy(logits.T, labels, label_smoothing=label_smoothing)
     return (rows + columns) / 2
@@ -20,12 +20,12 @@ def clip(image, text, scale, label_smoothing=0.0):
 
 def siglip(image, text, scale, bias):
     logits = scale * image @ text.T + bias
-    signs = 2 * torch.eye(len(image), dtype=logits.dtype) - 1
+    signs = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
     return -F.logsigmoid(signs * logits).sum() / len(image)
 
 
 def info_nce(queries, keys, scale, labels=None):
-    labels = torch.arange(len(queries)) if labels is None else labels
+    labels = torch.arange(len(queries), device=queries.device) if labels is None else labels
     return F.cross_entropy(scale * queries @ keys.T, labels)
 
 
@@ -33,7 +33,7 @@ def global_contrastive(image, text, scale, log_u_image, log_u_text, gamma, eps):
     count = len(image)
     cosines = image @ text.T
     positive = cosines.diagonal()
-    off = 1 - torch.eye(count, dtype=cosines.dtype)
+    off = 1 - torch.eye(count, dtype=cosines.dtype, device=cosines.device)
     g1 = (off * torch.exp(scale * (cosines - positive[:, None]))).sum(1) / (count - 1)
     g2 = (off * torch.exp(scale * (cosines - positive[None, :]))).sum(0) / (count - 1)
     new = []
@@ -64,7 +64,7 @@ def fd(image, text, to_image, to_text):
 def gradient_fields(image, text, scale):
     """(g1, g2, g3, g4): gradients of each direction's summed cross-entropy with respect to images and texts."""
     logits = scale * image @ text.T
-    eye = torch.eye(len(image), dtype=logits.dtype)
+    eye = torch.eye(len(image), dtype=logits.dtype, device=logits.device)
     p, q = logits.softmax(1) - eye, logits.softmax(0) - eye
     return scale * p @ text, scale * p.T @ image, scale * q.T @ image, scale * q @ text
 
@@ -82,8 +82,8 @@ def gd(image, text, scale, to_image, to_text, to_scale, form="symmetric"):
 def linear_bce(inputs, weight, bias, offsets, indices):
     logits = inputs @ weight.T + bias
     targets = torch.zeros_like(logits)
-    for row in range(len(inputs)):
-        targets[row, indices[offsets[row] : offsets[row + 1]]] = 1
+    rows = torch.arange(len(inputs), device=logits.device).repeat_interleave(offsets.diff())
+    targets[rows, indices] = 1
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(inputs)
 
 
