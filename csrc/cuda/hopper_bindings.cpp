@@ -13,12 +13,12 @@ using hopper::Features;
 using hopper::Plan;
 using hopper::Sweep;
 
-// Tile coordinates are 32-bit; what the last tile overhangs must not overflow either.
-constexpr int64_t kMostLines = (int64_t{1} << 31) - 4096;
+// Tile coordinates are 32-bit, and so is a row plus a diagonal.
+constexpr int64_t kMostLines = int64_t{1} << 30;
 
 void check_sizes(int64_t rows, int64_t columns) {
   if (rows < 1 || columns < 1 || rows > kMostLines || columns > kMostLines)
-    throw std::invalid_argument("rows, columns: got a size outside 1 to 2^31 - 4096; want fewer lines at once");
+    throw std::invalid_argument("rows, columns: got a size outside 1 to 2^30; want fewer lines at once");
 }
 
 Features features(std::uintptr_t address, int64_t rows, int64_t width, int64_t stride, const char* name) {
@@ -60,7 +60,7 @@ void sweep(const std::string& dtype, std::uintptr_t x, std::uintptr_t y, int64_t
            std::uintptr_t stream) {
   check_sizes(x_rows, columns);
   if (dtype != "bfloat16" && dtype != "float16") throw std::invalid_argument("dtype: got another name; want bfloat16 or float16");
-  if (width < 1 || width > kMostLines) throw std::invalid_argument("width: got a size outside 1 to 2^31 - 4096");
+  if (width < 1 || width > kMostLines) throw std::invalid_argument("width: got a size outside 1 to 2^30");
   if (first_row < 0 || rows < 1 || first_row + rows > x_rows) throw std::invalid_argument("first_row, rows: got rows that x does not have");
   if (pairs_per_item < 1 || pairs_per_item > hopper::kMostPairsPerItem) throw std::invalid_argument("pairs_per_item: got a number outside 1 to 8");
   const int64_t off = diagonal.is_none() ? 0 : diagonal.cast<int64_t>();
