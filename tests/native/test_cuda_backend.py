@@ -60,7 +60,7 @@ def test_it_is_never_the_default(monkeypatch):
     statuses = [status for status in dispatch.report() if status.name == "cuda"]
     assert statuses
     assert not any(status.default for status in statuses)
-    for devices in dispatch._DEFAULTS.values():
+    for devices in dispatch._ORDER.values():
         assert "cuda" not in devices
 
 
