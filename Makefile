@@ -6,16 +6,17 @@ PYTHON ?= python3
 ARGS ?=
 BOOTSTRAP = @$(PYTHON) tools/bootstrap.py
 
-.PHONY: help demo test test-gpu bench lint type format clean
+.PHONY: help demo test test-gpu gpu bench lint type format clean
 
 help:
 	@echo "make demo       train a CLIP on drawn pictures, end on a report page"
 	@echo "make test       linters, type checker and the whole test suite"
 	@echo "make test-gpu   the tests that need an NVIDIA GPU"
+	@echo "make gpu        those tests, a memory checker and the bench table on one card, in ten minutes"
 	@echo "make bench      time and memory of the loss against the batch size"
 	@echo "make lint | type | format | clean"
 
-demo test test-gpu bench lint type format:
+demo test test-gpu gpu bench lint type format:
 	@command -v $(PYTHON) >/dev/null || { echo "clipkit: no $(PYTHON) found: install Python 3.10 to 3.13 or name one: make $@ PYTHON=python3.12" >&2; exit 1; }
 	$(BOOTSTRAP) $@ -- $(ARGS)
 

@@ -36,6 +36,7 @@ VERBS = {
     "demo": ["train"],
     "test": ["train", "test"],
     "test-gpu": ["train", "test"],
+    "gpu": ["train", "test", "bench"],
     "bench": ["train", "test", "bench"],
     "lint": ["train", "test"],
     "type": ["train", "test"],
@@ -320,6 +321,8 @@ def main() -> int:
             test(env, options.arguments)
         elif options.verb == "test-gpu":
             env.run("-m", "pytest", "-ra", "tests/gpu", *options.arguments)
+        elif options.verb == "gpu":
+            env.run("-m", "tools.gpu_session", *options.arguments)
         elif options.verb == "bench":
             env.run("-m", "bench.loss_scaling", *options.arguments)
         elif options.verb == "lint":
