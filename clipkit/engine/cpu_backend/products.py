@@ -6,7 +6,7 @@ A method may be called from several threads at once, for tiles that share neithe
 
 from __future__ import annotations
 
-import functools
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,37 +67,36 @@ class Bf16Products:
         """`kernel` is one of `compiled().bf16_kernels()`."""
         self._x, self._y = (with_contiguous_rows(tower) for tower in (x, y))
         self._kernel = kernel
+        self._packed: dict[tuple[bool, bool], Tensor] = {}
+        self._packing = threading.Lock()
 
     def tile(self, rows: slice, columns: slice, out: Tensor) -> None:
         """See `Products`; `columns` begin at a multiple of 32."""
-        x, y = self._x[rows], self._y_rows[columns.start // _PANEL :]
+        x, y = self._x[rows], self._panels(self._y, columns_are_lines=False)[columns.start // _PANEL :]
         result = (out.shape[1], out.data_ptr(), out.stride(0))
         compiled().bf16_tile(self._kernel, *matrix_of(x), y.data_ptr(), *result, torch.get_num_threads())
 
     def add_to_rows(self, weights: Tensor, rows: slice, columns: slice, out: Tensor) -> None:
         """See `Products`; `columns` begin at a multiple of 32."""
-        self._add(weights, False, self._y_columns[:, columns.start // _PANEL :], out[rows])
+        self._add(weights, False, self._y, columns, out[rows])
 
     def add_to_columns(self, weights: Tensor, rows: slice, columns: slice, out: Tensor) -> None:
         """See `Products`; `rows` begin at a multiple of 32."""
-        self._add(weights, True, self._x_columns[:, rows.start // _PANEL :], out[columns])
+        self._add(weights, True, self._x, rows, out[columns])
 
-    def _add(self, weights: Tensor, transposed: bool, packed: Tensor, out: Tensor) -> None:
+    def _add(self, weights: Tensor, transposed: bool, tower: Tensor, contracted: slice, out: Tensor) -> None:
+        packed = self._panels(tower, columns_are_lines=True)[:, contracted.start // _PANEL :]
         right = (packed.data_ptr(), packed.stride(0) * packed.element_size())
         result = (out.shape[1], out.data_ptr(), out.stride(0))
         compiled().bf16_add(self._kernel, *matrix_of(weights), transposed, *right, *result, torch.get_num_threads())
 
-    @functools.cached_property
-    def _y_rows(self) -> Tensor:
-        return _packed(self._y, columns_are_lines=False)
-
-    @functools.cached_property
-    def _y_columns(self) -> Tensor:
-        return _packed(self._y, columns_are_lines=True)
-
-    @functools.cached_property
-    def _x_columns(self) -> Tensor:
-        return _packed(self._x, columns_are_lines=True)
+    def _panels(self, tower: Tensor, *, columns_are_lines: bool) -> Tensor:
+        """Of a whole tower, packed when first asked for; other threads wait rather than pack it too."""
+        key = (tower is self._x, columns_are_lines)
+        with self._packing:
+            if key not in self._packed:
+                self._packed[key] = _packed(tower, columns_are_lines=columns_are_lines)
+            return self._packed[key]
 
 
 def with_contiguous_rows(tower: Tensor) -> Tensor:
