@@ -103,6 +103,7 @@ def curvature_sums(
     *,
     row_lse: torch.Tensor,
     column_lse: torch.Tensor,
+    config: TileConfig | None = None,
     workspace_bytes: int = SUMS_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(Σ_j P_ij R_ij [N], Σ_i Q_ij R'_ij [M]) in fp32: R along `along_rows`, R' along `along_columns`. Partial sums
@@ -113,7 +114,7 @@ def curvature_sums(
     if form.rows == 0 or form.columns == 0:
         return row_mean, column_mean
     problem = _Problem.of(form, along_rows, along_columns)
-    config = problem.form.tile_for("curvature")
+    config = config or problem.form.tile_for("curvature")
     bytes_per_row = 4 * (triton.cdiv(form.columns, config.block_n) + triton.cdiv(form.columns, config.block_m))
     height = config.block_m * max(1, workspace_bytes // (config.block_m * bytes_per_row))
     with on_device_of(form.x):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from .config import TileConfig
 from .form import Form, on_device_of
 from .tile_divergence import tile_divergence
 from .waves import DEFAULT_WORKSPACE_BYTES, wave_products, weight_unit
@@ -32,6 +33,7 @@ def pair_divergence(
     *,
     want_x: bool,
     want_y: bool,
+    config: TileConfig | None = None,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(divergence, entropy, G Y [N, d], Gᵀ X [M, d]) in fp32, the products None where not wanted, for G = P - Pt + Q -
@@ -39,27 +41,33 @@ def pair_divergence(
     """
     assert (student.rows, student.columns) == (teacher.rows, teacher.columns), "the forms must be over the same pairs"
     lses = LogSumExps(*(lse.contiguous() for lse in lses))
+    tile = config or student.tile_for("pair")
     totals = torch.zeros(2, dtype=torch.float32, device=student.x.device)
 
     def write_weights(rows: slice, weights: torch.Tensor | None) -> None:
         band = (student.band(rows.start, rows.stop), teacher.band(rows.start, rows.stop), lses.band(rows))
-        totals.add_(_sweep(*band, weights).sum(1))
+        totals.add_(_sweep(*band, weights, tile).sum(1))
 
     g_y, gt_x = None, None
     with on_device_of(student.x):
         if want_x or want_y:
-            block = student.tile_for("pair").block_m
             g_y, gt_x = wave_products(
-                student, write_weights, want_x=want_x, want_y=want_y, block_rows=block, workspace_bytes=workspace_bytes
+                student,
+                write_weights,
+                want_x=want_x,
+                want_y=want_y,
+                block_rows=tile.block_m,
+                workspace_bytes=workspace_bytes,
             )
         elif student.rows and student.columns:
             write_weights(slice(0, student.rows), None)
     return totals[0], totals[1], g_y, gt_x
 
 
-def _sweep(student: Form, teacher: Form, lses: LogSumExps, weights: torch.Tensor | None) -> torch.Tensor:
+def _sweep(
+    student: Form, teacher: Form, lses: LogSumExps, weights: torch.Tensor | None, config: TileConfig
+) -> torch.Tensor:
     """Divergence and entropy of every tile, [2, tiles]; the weights are written unless None."""
-    config = student.tile_for("pair")
     (tiles,) = student.tile_grid(config)
     partials = torch.empty((2, tiles), dtype=torch.float32, device=student.x.device)
     tile_divergence[(tiles,)](
