@@ -85,11 +85,13 @@ def _compiled_part() -> str:
     if importlib.util.find_spec("clipkit._native") is None:
         return "not built (a C++ compiler was missing or CLIPKIT_BUILD_CPU=0; CLIPKIT_BUILD_CPU=1 pip install says why)"
     try:
-        info = importlib.import_module("clipkit._native").build_info()
+        native = importlib.import_module("clipkit._native")
     except ImportError as error:
         return f"built, but does not load: {error}"
+    info = native.build_info()
     cuda = f"CUDA for sm_{info['cuda_archs'].replace(',', ', sm_')}" if info["cuda"] else "no CUDA"
-    return f"built by {info['compiler']}, {cuda}, products of bf16 on the CPU: {_bf16_products()}"
+    cpu = f"CPU passes for {native.instruction_set()}, products of bf16 on the CPU: {_bf16_products()}"
+    return f"built by {info['compiler']}, {cuda}, {cpu}"
 
 
 def _bf16_products() -> str:
