@@ -52,10 +52,25 @@ def farm():
     farm.close()
 
 
+class _Compiled(dict):
+    """Case -> future of what its launches were compiled to."""
+
+    def __init__(self, farm):
+        self.farm = farm
+
+    def __missing__(self, case):
+        self[case] = self.farm.submit(case.request())
+        return self[case]
+
+
 @pytest.fixture(scope="module")
-def compiled(farm):
-    """All cases are asked for at once, so that the processes always have work."""
-    return {case: farm.submit(case.request()) for case in CASES}
+def compiled(farm, request):
+    """All cases that will be tested are asked for at once, so that the processes always have work."""
+    futures = _Compiled(farm)
+    for item in request.session.items:
+        if "case" in getattr(item, "fixturenames", ()) and item.module is request.module:
+            futures[item.callspec.params["case"]]
+    return futures
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.sweep}-{case.dtype}-{case.shape}-sm_{case.arch}")
