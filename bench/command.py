@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,22 +35,24 @@ def run(options: argparse.Namespace) -> int:
         f"{len(plan.cases)} cases on {record.device_name(device)}, at most about {plan.budget:.0f} s\n{HEAD}",
         flush=True,
     )
-    suite = Suite(list(plan.cases), variants, device, plan.budget, plan.compiled_sizes, _say)
-    started = record.environment(device)
-    suite.run()
-    body = {
+    suite = Suite(list(plan.cases), variants, device, plan.budget, plan.compiled, _say)
+    body: dict[str, Any] = {
         "settings": {
             name: value for name, value in vars(options).items() if isinstance(value, (str, int, float, list))
         },
-        "started": started,
+        "started": record.environment(device),
         "packages": {variant.name: variant.version for variant in variants},
         "remarks": {variant.name: variant.remark for variant in variants if variant.remark},
-        "stopped": suite.stopped,
-        "targets": judge(suite.rows, device),
-        "rows": suite.rows,
     }
-    folder = options.out or record.RESULTS
-    path = record.write("quick" if options.quick else "", _command(), body, device=device, folder=folder)
+
+    def save() -> Path:
+        body.update(stopped=suite.stopped, targets=judge(suite.rows, device), rows=suite.rows)
+        name, folder = "quick" if options.quick else "", options.out or record.RESULTS
+        return record.write(name, _command(), body, device=device, folder=folder)
+
+    suite.save = save
+    suite.run()
+    path = save()
     _report(body)
     print(f"wrote {path}")
     if not options.quick:
@@ -92,7 +95,7 @@ def _redraw(path: Path, out: Path | None) -> int:
 
 
 def _command() -> str:
-    return " ".join(["python -m bench", *sys.argv[2 if sys.argv[1:2] == ["bench"] else 1 :]])
+    return shlex.join(["python", "-m", "bench", *sys.argv[2 if sys.argv[1:2] == ["bench"] else 1 :]])
 
 
 def _device(name: str | None) -> str:

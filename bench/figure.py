@@ -49,7 +49,7 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
 
     figure, (time_axis, memory_axis) = pyplot.subplots(1, 2, figsize=(9, 3.9))
     for name, style in _styles(rows).items():
-        mine = [r for r in rows if r["variant"] == name]
+        mine = sorted((r for r in rows if r["variant"] == name), key=lambda r: r["N"])
         time_axis.plot([r["N"] for r in mine], [r["seconds"]["median"] for r in mine], **style)
         known = [r for r in mine if r["extra_mib"]]
         if known:

@@ -24,8 +24,8 @@ Written by `{command}` from
 same inputs, which were rounded to the dtype before: what is shown is made by the computation. N = {N}, d = {d}.
 
 * **loss**: |L - L₆₄| / L₆₄. **gradient**: ‖g - g₆₄‖ / ‖g₆₄‖ of image and text features, the larger. Gradients come in
-  the features' dtype, so that in 16 bits none can be exact: `{rounded}` is float64's own answer, cast. Where the loss is
-  tiny, float16's smallest numbers are too large for the gradient.
+  the features' dtype, so that in 16 bits none can be exact: `{rounded}` is float64's own answer, cast. Where the loss
+  is tiny, float16's smallest numbers are too large for the gradient.
 * `clipkit:NAME` is a backend by name; one that lacks a loss's sweeps runs those on `torch`. `clipkit:triton` is the
   kernels under Triton's interpreter, in fp32 and fp16 (it computes bfloat16 wrongly) unless the run was on a card.
 * `torch` is the definition in plain torch in the same dtype, `open_clip` its module (version {open_clip}).

@@ -12,11 +12,11 @@ BOTH = "fwd+bwd"
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases in the order in which they are measured, and the sizes at which compiling peers are."""
+    """Cases in the order in which they are measured, and those in which variants that compile are (None: all)."""
 
     cases: tuple[Case, ...]
     budget: float
-    compiled_sizes: frozenset[int] | None = None
+    compiled: frozenset[Case] | None = None
 
 
 def default_plan(device: str) -> Plan:
@@ -36,24 +36,23 @@ def default_plan(device: str) -> Plan:
                 *_cases("icl", (4096,), 512, "float32"),
                 *_cases("global_contrastive", (4096,), 512, "float32"),
             ),
-            budget=450,
-            compiled_sizes=frozenset({8192}),
+            budget=420,
+            compiled=frozenset(_cases("clip", (8192,), 512, "float32")),
         )
     return Plan(
         (
             *_cases("clip", (65536,), 768, "bfloat16"),
-            *_cases("clip", (8192, 16384, 32768, 65536), 512, "bfloat16"),
+            *_cases("clip", (32768, 8192, 262144, 1048576), 512, "bfloat16"),
             *_cases("siglip", (65536,), 768, "bfloat16"),
-            *_cases("clip", (131072, 262144), 512, "bfloat16"),
+            *_cases("clip", (16384, 65536, 131072), 512, "bfloat16"),
             *_cases("siglip", (32768,), 512, "bfloat16"),
             *_cases("clip", (8192, 32768), 768, "bfloat16"),
-            *_cases("clip", (1048576,), 512, "bfloat16"),
             *_cases("clip", (32768,), 512, "bfloat16", "fwd"),
             *_cases("clip", (32768,), 512, "float32"),
             *_cases("crd", (32768,), 512, "bfloat16"),
         ),
         budget=540,
-        compiled_sizes=frozenset({32768}),
+        compiled=frozenset(_cases("clip", (32768,), 512, "bfloat16")),
     )
 
 
@@ -62,7 +61,7 @@ def quick_plan(device: str) -> Plan:
     size = 2048 if device == "cpu" else 16384
     dtype = "float32" if device == "cpu" else "bfloat16"
     cases = (*_cases("clip", (size // 2, size), 512, dtype), *_cases("siglip", (size,), 512, dtype))
-    return Plan(cases, budget=60, compiled_sizes=frozenset())
+    return Plan(cases, budget=60, compiled=frozenset())
 
 
 def chosen_plan(

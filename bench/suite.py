@@ -22,9 +22,6 @@ from bench.trial import Trial, Trials, disagreement, explain
 
 LEAST_REPEATS = 3
 MOST_REPEATS = 15
-ENOUGH_SECONDS = 8.0
-"""Of timing a case, where it has its least repeats by then."""
-
 LONG = 3.0
 """Seconds of a step that needs no warm-up of its own after its trial."""
 
@@ -41,8 +38,9 @@ class Suite:
         variants: of each case, those that have its loss.
         device: "cpu" or "cuda".
         budget: seconds after which no further case is begun.
-        compiled_sizes: the only N at which a variant that compiles for each size is measured; None for all.
+        compiled: the only cases in which a variant is measured that compiles for each of them; None for all.
         say: told of each row as it is there.
+        save: called after every case: a run that is cut off keeps what it has.
         stopped: where and why a run broke off; the rows until then are there.
     """
 
@@ -50,8 +48,9 @@ class Suite:
     variants: list[Variant]
     device: str
     budget: float
-    compiled_sizes: frozenset[int] | None = None
+    compiled: frozenset[Case] | None = None
     say: Callable[[dict[str, Any]], None] = lambda row: None
+    save: Callable[[], object] = lambda: None
     rows: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None
     _steps: dict[tuple[str, ...], float] = field(default_factory=dict)
@@ -67,6 +66,8 @@ class Suite:
                     self._measure(case)
                 except torch.AcceleratorError as error:  # the card's context is broken for this process
                     self.stopped = f"{case}: {explain(error)}"
+                self.save()
+                if self.stopped:
                     break
         return self.rows
 
@@ -117,9 +118,8 @@ class Suite:
             return "needs CUDA"
         if variant.distribution and variant.version is None:
             return f"not installed: pip install {variant.distribution}"
-        if variant.compiles and self.compiled_sizes is not None and case.rows not in self.compiled_sizes:
-            sizes = ", ".join(f"{size:,}" for size in sorted(self.compiled_sizes))
-            return f"compiles for each size, measured at N = {sizes} only"
+        if variant.compiles and self.compiled is not None and case not in self.compiled:
+            return "compiles for each case, which takes longer than it; ask for the case by name"
         known = self._steps.get(_kind(case, variant.name))
         expected = None if known is None else known * case.rows**2 * case.width
         if expected is not None and expected > self.patience:
@@ -157,18 +157,17 @@ class Suite:
             return Trial(reason=explain(error))
 
     def _first_here(self, case: Case, variant: Variant) -> str | None:
-        """Once for each kind of case: is it right, and with kernels of its own, does it leave the card alive."""
-        kind = _kind(case, variant.name)
-        if kind not in self._tried:
-            small = Case(case.loss, 1024, case.width, case.dtype, case.direction)
-            if variant.own_kernels:
-                self._tried[kind] = self._trials.run(small, variant.name, self.device, 120).reason
-            else:
-                try:
-                    self._tried[kind] = disagreement(variant.load(case.loss), small, self.device)
-                except Exception as error:
-                    self._tried[kind] = explain(error)
-        return self._tried[kind]
+        """With kernels of its own, once for each loss: is the card alive after it. Once for each kind: is it right."""
+        small = Case(case.loss, 1024, case.width, case.dtype, case.direction)
+        apart, kind = (case.loss, variant.name), _kind(case, variant.name)
+        if variant.own_kernels and apart not in self._tried:
+            self._tried[apart] = self._trials.run(small, variant.name, self.device, 120).reason
+        if self._tried.get(apart) is None and kind not in self._tried:
+            try:
+                self._tried[kind] = disagreement(variant.load(case.loss), small, self.device)
+            except Exception as error:
+                self._tried[kind] = explain(error)
+        return self._tried.get(apart) or self._tried[kind]
 
     def _time(self, case: Case, steps: dict[str, Step], found: dict[str, dict[str, Any]]) -> None:
         """Rounds over all variants and the floor, so that the machine's drift meets all alike."""
@@ -205,10 +204,10 @@ def _kind(case: Case, variant: str) -> tuple[str, ...]:
 
 
 def _repeats(seconds: float, budget: float) -> int:
-    """How often to go round, where a round takes `seconds`: for eight seconds, else three times or a fifth of the
-    budget, but once.
+    """How often to go round, where a round takes `seconds`: for a sixtieth of the budget, but thrice; where that is
+    more than a fifth of the budget, less often, but once.
     """
-    within = int(ENOUGH_SECONDS / max(seconds, 1e-9))
+    within = int(budget / 60 / max(seconds, 1e-9))
     if within >= LEAST_REPEATS:
         return min(MOST_REPEATS, within)
     return max(1, min(LEAST_REPEATS, int(budget / 5 / seconds)))

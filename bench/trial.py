@@ -118,21 +118,25 @@ def _limit_memory() -> None:
 
 
 class Trials:
-    """The process that forks, started once for a run of the suite."""
+    """The process that forks, started at the first trial of a run of the suite."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.trial"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        self._process: subprocess.Popen[str] | None = None
 
     def run(self, case: Case, variant: str, device: str, patience: float) -> Trial:
         """One trial, given up after `patience` seconds."""
         request = {"case": asdict(case), "variant": variant, "device": device, "patience": patience}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        if self._process is None:
+            command = [sys.executable, "-m", "bench.trial"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            )
+        to_it, from_it = self._process.stdin, self._process.stdout
+        assert to_it is not None
+        assert from_it is not None
+        to_it.write(json.dumps(request) + "\n")
+        to_it.flush()
+        answer = from_it.readline()
         if not answer:
             raise RuntimeError("the process of the trials ended; its last words are above")
         return Trial(**json.loads(answer))
@@ -143,9 +147,8 @@ class Trials:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.communicate()  # the end of its requests ends it
 
 
 def forked(work: Callable[[], Trial], patience: float) -> Trial:
