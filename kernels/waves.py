@@ -5,10 +5,10 @@ At d >= 512 an fp32 accumulator [tile rows, d] does not fit a multiprocessor, so
 kernel writes G for as many rows as the workspace holds, and the library multiplies it. Waves follow each other in
 order on one stream: the same bits every time.
 
-S is computed again for G, not kept from the forward. Logits must not be rounded to 16 bit, and in fp32 they cost 8 bytes
-each to write and read: 2.7 ps at 3 TB/s, where the product that this saves takes 1.3 to 2.6 ps (d = 512 to 1024, 800
-TFLOP/s). Exponentials relative to their tile's largest would do in 16 bit, but lose every line 87 nats below it, as the
-forward's sums do, and weights have no cheap repair.
+S is computed again for G, not kept from the forward. Logits must not be rounded to 16 bit, and in fp32 they cost 8
+bytes each to write and read: 2.7 ps at 3 TB/s, where the product that this saves takes 1.3 to 2.6 ps (d = 512 to 1024,
+800 TFLOP/s). Exponentials relative to their tile's largest would do in 16 bit, but lose every line 87 nats below it, as
+the forward's sums do, and weights have no cheap repair.
 """
 
 from __future__ import annotations
