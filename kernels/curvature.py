@@ -45,6 +45,11 @@ class Softmaxes(NamedTuple):
     column_miss: torch.Tensor
     diagonal: int
 
+    def contiguous(self) -> Softmaxes:
+        """The same, each vector without gaps."""
+        vectors = {name: value.contiguous() for name, value in self._asdict().items() if name != "diagonal"}
+        return self._replace(**vectors)
+
 
 class _Scaled(NamedTuple):
     """Features divided by a power of two: `values` are what kernels multiply, factor [1] fp32 what was divided by."""
@@ -113,6 +118,7 @@ def curvature_sums(
     column_mean = torch.zeros(form.columns, dtype=torch.float32, device=form.x.device)
     if form.rows == 0 or form.columns == 0:
         return row_mean, column_mean
+    row_lse, column_lse = row_lse.contiguous(), column_lse.contiguous()
     problem = _Problem.of(form, along_rows, along_columns)
     config = config or problem.form.tile_for("curvature")
     bytes_per_row = 4 * (triton.cdiv(form.columns, config.block_n) + triton.cdiv(form.columns, config.block_m))
@@ -160,7 +166,7 @@ def curvature_products(
     """
     if form.rows == 0 or form.columns == 0:
         return torch.zeros_like(form.x, dtype=torch.float32), torch.zeros_like(form.y, dtype=torch.float32)
-    problem = _Problem.of(form, along_rows, along_columns)
+    problem, softmaxes = _Problem.of(form, along_rows, along_columns), softmaxes.contiguous()
     inner, (x_factor, y_factor) = problem.form, problem.factors
     unit = _unit_of_moves(problem)
     directions = [problem.across, problem.down] if problem.separate else [problem.across]
