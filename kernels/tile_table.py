@@ -8,8 +8,10 @@ unless its comment says so. `python -m clipkit.kernels.autotune` times candidate
 16 bit: 128 x 256 moves three quarters of the operand bytes per FLOP of 128 x 128, and on sm_90 and sm_100 it is L2
 that feeds the matrix units; its 128 accumulators a thread leave room for one block a multiprocessor, so nothing
 overlaps its epilogue. At widths up to 256 the epilogue takes longer than the products, and two blocks of 128 x 128
-with four warps hide one another's. Elsewhere 99 KB of shared memory, or registers, stop at 128 x 128. Kinds with two
-and three accumulators have as much smaller tiles. 32 bit: the ordinary pipes, whose operands are registers too.
+with four warps hide one another's. Elsewhere 99 KB of shared memory, or registers, stop at 128 x 128: the statistics
+carry column sums from tile to tile, which on sm_100 leaves no room for more. Kinds with two and three accumulators
+have as much smaller tiles, and K blocks of 32 where 64 spill. 32 bit: the ordinary pipes, whose operands are registers
+too.
 """
 
 from __future__ import annotations
