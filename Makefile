@@ -13,7 +13,7 @@ help:
 	@echo "make test       linters, type checker and the whole test suite"
 	@echo "make test-gpu   the tests that need an NVIDIA GPU"
 	@echo "make gpu        those tests, a memory checker and the bench table on one card, in ten minutes"
-	@echo "make bench      time and memory of the loss against the batch size"
+	@echo "make bench      time and memory of the losses beside their peers (clipkit bench)"
 	@echo "make lint | type | format | clean"
 
 demo test test-gpu gpu bench lint type format:

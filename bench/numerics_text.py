@@ -20,8 +20,11 @@ Rows = list[Mapping[str, Any]]
 _TOP = """# Numerics
 
 Written by `{command}` from
-[{result}](../{result}): do not edit. Errors are against the definition in float64 on the
-same inputs, which were rounded to the dtype before: what is shown is made by the computation. N = {N}, d = {d}.
+[{result}](../{result}): do not edit.
+Run on {device}, {cpu}, torch {torch}, commit {commit}.
+
+Errors are against the definition in float64 on the same inputs, which were rounded to the dtype before: what is shown
+is made by the computation. N = {N}, d = {d}.
 
 * **loss**: |L - L₆₄| / L₆₄. **gradient**: ‖g - g₆₄‖ / ‖g₆₄‖ of image and text features, the larger. Gradients come in
   the features' dtype, so that in 16 bits none can be exact: `{rounded}` is float64's own answer, cast. Where the loss
@@ -29,8 +32,6 @@ same inputs, which were rounded to the dtype before: what is shown is made by th
 * `clipkit:NAME` is a backend by name; one that lacks a loss's sweeps runs those on `torch`. `clipkit:triton` is the
   kernels under Triton's interpreter, in fp32 and fp16 (it computes bfloat16 wrongly) unless the run was on a card.
 * `torch` is the definition in plain torch in the same dtype, `open_clip` its module (version {open_clip}).
-
-Run on {device}, {cpu}, torch {torch}, commit {commit}.
 """
 
 _LEVELS = """
@@ -61,8 +62,7 @@ The largest error over all data sets above, for each dtype. Where the loss itsel
 pairs), a relative error is the hardest measure.
 
 `gd_*` is the weak place: on learned pairs (CLIP loss of 1e-3 and less) its Hessian-vector product is a difference of
-nearly equal numbers, and plain torch in fp32 keeps up to two digits more. The gradient has lost its direction there at
-1e-6, where what it moves is as small.
+nearly equal numbers. Plain torch in fp32 keeps up to two digits more there, and at 1e-6 clipkit has none left.
 """
 
 

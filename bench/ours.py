@@ -56,6 +56,7 @@ def ours(backend: str | None) -> Variant:
         distribution="clipkit-torch",
         needs_cuda=backend in ("triton", "cuda"),
         own_kernels=backend in ("triton", "cuda"),
+        remark="sweeps that it has no kernels for run on torch" if backend in ("triton", "cuda") else "",
     )
 
 

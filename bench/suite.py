@@ -17,6 +17,7 @@ from bench import record
 from bench.cases import Case, tensors
 from bench.clocks import clock_for, peak_mib
 from bench.floor import run_products
+from bench.ours import OURS
 from bench.peers import Step, Variant
 from bench.trial import Trial, Trials, disagreement, explain
 
@@ -64,20 +65,29 @@ class Suite:
             for case in self.cases:
                 try:
                     self._measure(case)
-                except torch.AcceleratorError as error:  # the card's context is broken for this process
+                except torch.AcceleratorError as error:
                     self.stopped = f"{case}: {explain(error)}"
                 self.save()
                 if self.stopped:
                     break
         return self.rows
 
-    @property
-    def patience(self) -> float:
-        """The longest that a step may take: a tenth of the budget."""
-        return self.budget / 10
+    def patience(self, variant: str) -> float:
+        """The longest that a step may take: a tenth of the budget for clipkit, a fortieth for each of many peers."""
+        return self.budget / (10 if variant.startswith(OURS) else 40)
 
     def _measure(self, case: Case) -> None:
         found: dict[str, dict[str, Any]] = {}
+        try:
+            self._fill(case, found)
+        finally:
+            for row in found.values():
+                if row["seconds"] is None and row["reason"] is None:
+                    row["reason"] = "the run broke off here"
+                self.rows.append(row)
+                self.say(row)
+
+    def _fill(self, case: Case, found: dict[str, dict[str, Any]]) -> None:
         steps: dict[str, Step] = {}
         for variant in (each for each in self.variants if case.loss in each.losses):
             row = found[variant.name] = self._row(case, variant.name, variant.version)
@@ -85,13 +95,11 @@ class Suite:
             if row["reason"] is None:
                 steps[variant.name] = variant.load(case.loss)
         found["floor"] = self._row(case, "floor", torch.__version__)
-        if self._late():
-            found["floor"]["reason"] = self._late()
+        late = self._late()
+        if late and not steps:
+            found["floor"]["reason"] = late
         else:
             self._time(case, steps, found)
-        for row in found.values():
-            self.rows.append(row)
-            self.say(row)
 
     def _row(self, case: Case, variant: str, version: str | None) -> dict[str, Any]:
         return {
@@ -122,7 +130,7 @@ class Suite:
             return "compiles for each case, which takes longer than it; ask for the case by name"
         known = self._steps.get(_kind(case, variant.name))
         expected = None if known is None else known * case.rows**2 * case.width
-        if expected is not None and expected > self.patience:
+        if expected is not None and expected > self.patience(variant.name):
             return f"left out: about {expected:.0f} s a step"
         return self._late()
 
@@ -130,7 +138,7 @@ class Suite:
         """The variant's first step, which is also its memory's measurement; why it is left out after that, or None."""
         if self.device == "cpu" and PEAK_IS_KNOWN:
             # A compilation takes up to two minutes on a busy machine, and is not the step.
-            patience = self.patience + (120 if variant.compiles else 20)
+            patience = self.patience(variant.name) + (120 if variant.compiles else 20)
             trial = self._trials.run(case, variant.name, self.device, patience)
         else:
             trial = self._try_here(case, variant)
@@ -154,7 +162,7 @@ class Suite:
             measure = partial(peak_mib, device=self.device) if self.device == "cuda" else _unmeasured
             return Trial(extra_mib=measure(lambda: seconds.append(self._clock(call))), seconds=seconds[0])
         except Exception as error:
-            return Trial(reason=explain(error))
+            return Trial(reason=_reason(error))
 
     def _first_here(self, case: Case, variant: Variant) -> str | None:
         """With kernels of its own, once for each loss: is the card alive after it. Once for each kind: is it right."""
@@ -166,7 +174,7 @@ class Suite:
             try:
                 self._tried[kind] = disagreement(variant.load(case.loss), small, self.device)
             except Exception as error:
-                self._tried[kind] = explain(error)
+                self._tried[kind] = _reason(error)
         return self._tried.get(apart) or self._tried[kind]
 
     def _time(self, case: Case, steps: dict[str, Step], found: dict[str, dict[str, Any]]) -> None:
@@ -181,7 +189,7 @@ class Suite:
                 # Caches and lazy imports; nothing next to a step of seconds.
                 costs[name] = known if known > LONG else self._clock(call)
             except Exception as error:
-                found[name]["reason"] = explain(error)
+                found[name]["reason"] = _reason(error)
                 del calls[name]
         seconds = self._rounds(calls, _repeats(sum(costs.values()), self.budget))
         floor = seconds.get("floor")
@@ -211,6 +219,13 @@ def _repeats(seconds: float, budget: float) -> int:
     if within >= LEAST_REPEATS:
         return min(MOST_REPEATS, within)
     return max(1, min(LEAST_REPEATS, int(budget / 5 / seconds)))
+
+
+def _reason(error: Exception) -> str:
+    """A line for the row. Raises again where the card's context is broken, and nothing can follow in this process."""
+    if isinstance(error, torch.AcceleratorError):
+        torch.cuda.synchronize()
+    return explain(error)
 
 
 def _unmeasured(call: Callable[[], object]) -> None:

@@ -324,7 +324,7 @@ def main() -> int:
         elif options.verb == "gpu":
             env.run("-m", "tools.gpu_session", *options.arguments)
         elif options.verb == "bench":
-            env.run("-m", "bench.loss_scaling", *options.arguments)
+            env.run("-m", "bench", *options.arguments)
         elif options.verb == "lint":
             lint(env)
         elif options.verb == "type":

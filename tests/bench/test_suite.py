@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import suite as suite_module
@@ -109,6 +110,30 @@ class TestRows:
         assert found["torch"]["seconds"] is not None
         assert found["torch"]["extra_mib"] is None
 
+    def test_a_broken_card_ends_the_run_and_keeps_its_rows(self, monkeypatch):
+        def breaks(loss):
+            def step(tensors, direction):
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+            return step
+
+        def still_broken():
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(suite_module, "PEAK_IS_KNOWN", False)
+        monkeypatch.setattr(torch.cuda, "synchronize", still_broken)
+        run = suite([SMALL_CASE, SMALL_CASE], [Variant("breaks", ("clip",), breaks), all_peers()["torch"]])
+        (row,) = run.run()
+        assert (row["variant"], row["reason"]) == ("breaks", "the run broke off here")
+        assert "illegal memory access" in run.stopped
+
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)  # a launch was refused, the card lives
+        run = suite([SMALL_CASE], [Variant("breaks", ("clip",), breaks), all_peers()["torch"]])
+        found = {row["variant"]: row for row in run.run()}
+        assert "illegal memory access" in found["breaks"]["reason"]
+        assert found["torch"]["seconds"] is not None
+        assert run.stopped is None
+
     def test_no_case_is_begun_after_the_budget(self):
         rows = suite([SMALL_CASE], [all_peers()["torch"]], budget=1e-9).run()
         assert {row["reason"] for row in rows} == {"the budget of 0 s was spent"}
@@ -119,7 +144,8 @@ class TestRows:
         run._steps[("clip", "float32", "fwd+bwd", "torch")] = 1.0 / (1024**2 * 16)
         large = Case("clip", 8192, 16, "float32", "fwd+bwd")
         assert run._obstacle(large, all_peers()["torch"]) == "left out: about 64 s a step"
-        assert run._obstacle(Case("clip", 2048, 16, "float32", "fwd+bwd"), all_peers()["torch"]) is None
+        small = Case("clip", 1024, 16, "float32", "fwd+bwd")
+        assert run._obstacle(small, all_peers()["torch"]) is None
 
     def test_rounds_follow_the_budget(self):
         assert _repeats(0.001, 420) == 15
