@@ -103,5 +103,15 @@ def write(
     stamp = environment(device)
     path = folder / stamp["device"] / f"{'-'.join(filter(None, (name, stamp['date'])))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"command": command, "environment": stamp, **body}, indent=1) + "\n")
+    path.write_text(_readable({"command": command, "environment": stamp, **body}), encoding="utf-8")
     return path
+
+
+def _readable(result: Mapping[str, Any]) -> str:
+    """JSON; of a table ("rows", which comes last then) each row is a line, so that two runs can be compared by diff."""
+    rows = result.get("rows")
+    if not isinstance(rows, list) or not rows:
+        return json.dumps(result, indent=1) + "\n"
+    head = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    return f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'

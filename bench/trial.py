@@ -176,10 +176,13 @@ def forked(work: Callable[[], Trial], patience: float) -> Trial:
 
 
 def answer(request: dict[str, Any]) -> Trial:
-    """One request as `Trials.run` sends it. Imports are done here, once, and inherited."""
+    """One request as `Trials.run` sends it. Imports are done here, once, and inherited; but not for a card: a package
+    that looks at it when imported would leave it unusable to every fork.
+    """
     case = Case(**request["case"])
-    with contextlib.suppress(Exception):  # the fork meets it again, and says so
-        named(request["variant"]).load(case.loss)
+    if request["device"] == "cpu":
+        with contextlib.suppress(Exception):  # the fork meets it again, and says so
+            named(request["variant"]).load(case.loss)
     return forked(lambda: attempt(case, request["variant"], request["device"]), request["patience"])
 
 

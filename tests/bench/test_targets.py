@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from bench import record
 from bench.figure import draw, drawable, figure_path
 from bench.targets import TARGETS, judge
 
@@ -92,3 +95,14 @@ def test_the_figure_needs_three_sizes_and_names_every_peer(tmp_path):
     assert not draw({"environment": stamp, "rows": rows[:6]}, tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
     assert figure_path({"environment": {"device": "nvidia-h100"}}, tmp_path).name == "loss_scaling_nvidia-h100.svg"
+
+
+def test_result_files_are_json_with_a_line_for_each_row(tmp_path):
+    rows = [row("clipkit", 1.0), row("torch", 2.0)]
+    path = record.write("", "python -m bench", {"targets": [], "rows": rows}, device="cpu", folder=tmp_path)
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["rows"] == rows
+    assert path.parent.name == result["environment"]["device"]
+    assert sum('"variant"' in line for line in path.read_text(encoding="utf-8").splitlines()) == 2
+    empty = record.write("none", "python -m bench", {"rows": []}, device="cpu", folder=tmp_path)
+    assert json.loads(empty.read_text(encoding="utf-8"))["rows"] == []
