@@ -8,10 +8,10 @@ unless its comment says so. `python -m clipkit.kernels.autotune` times candidate
 16 bit: 128 x 256 moves three quarters of the operand bytes per FLOP of 128 x 128, and on sm_90 and sm_100 it is L2
 that feeds the matrix units; its 128 accumulators a thread leave room for one block a multiprocessor, so nothing
 overlaps its epilogue. At widths up to 256 the epilogue takes longer than the products, and two blocks of 128 x 128
-with four warps hide one another's. Elsewhere 99 KB of shared memory, or registers, stop at 128 x 128: the statistics
-carry column sums from tile to tile, which on sm_100 leaves no room for more. Kinds with two and three accumulators
-have as much smaller tiles, and K blocks of 32 where 64 spill. 32 bit: the ordinary pipes, whose operands are registers
-too.
+hide one another's (those of one direction: the symmetric weights take 208 registers, and one block). Elsewhere 99 KB of
+shared memory, or registers, stop at 128 x 128: the statistics carry column sums from tile to tile, which on sm_100
+leaves no room for more. Kinds with two and three accumulators have as much smaller tiles, and K blocks of 32 where 64
+spill. 32 bit: the ordinary pipes, whose operands are registers too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TABLE: tuple[Row, ...] = (
     Row(80, "statistics", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
     Row(120, "statistics", 32, ANY, TileConfig(64, 64, 32, warps=8, stages=2)),
     Row(80, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
-    Row(90, "gradient", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
+    Row(90, "gradient", 16, 256, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(90, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
-    Row(100, "gradient", 16, 256, TileConfig(128, 128, 64, warps=4, stages=3)),
+    Row(100, "gradient", 16, 256, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(100, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
     Row(120, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(80, "gradient", 32, ANY, TileConfig(64, 128, 32, warps=8, stages=2)),
