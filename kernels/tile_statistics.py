@@ -78,7 +78,6 @@ def tile_statistics(
             totals *= exponential(highest, anchor)
             totals += folded(terms, BLOCK_M, BLOCK_N, FOLD) * exponential(offset, anchor)
             highest = raised
-        tl.store(row_sums + tl.cast(column_tile, tl.int64) * rows + i, tl.sum(terms, 1), mask=i < rows)
     if COLUMNS:
         tl.store(column_offsets + tl.cast(band, tl.int64) * column_tiles + column_tile, highest)
         tl.store(column_sums + tl.cast(band, tl.int64) * columns + j, tl.sum(totals, 0), mask=j < columns)
