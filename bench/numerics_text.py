@@ -60,9 +60,6 @@ _WORST = """
 
 The largest error over all data sets above, for each dtype. Where the loss itself goes to zero on some data (learned
 pairs), a relative error is the hardest measure.
-
-`gd_*` is the weak place: on learned pairs (CLIP loss of 1e-3 and less) its Hessian-vector product is a difference of
-nearly equal numbers. Plain torch in fp32 keeps up to two digits more there, and at 1e-6 clipkit has none left.
 """
 
 

@@ -158,7 +158,7 @@ def _curvature(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
 
     row, column = row_col_lse(x, y, scale)
     form, along = Form.of(x, y, scale), _Towers(x.float(), y.float())
-    return lambda tile: curvature_sums(form, along, along, row_lse=row, column_lse=column, config=tile)
+    return lambda tile: curvature_sums(form, along, along, row_lse=row, column_lse=column, diagonal=0, config=tile)
 
 
 _SWEEPS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Launch]] = {

@@ -33,8 +33,8 @@ class Direction(Protocol):
 
 
 class Softmaxes(NamedTuple):
-    """Of the form whose curvature is asked for, fp32: log-sum-exps of rows [N] and columns [M], their means of R, and
-    the negated diagonals [N] of P - I and Q - I, for row i at column diagonal + i.
+    """Of the form whose curvature is asked for, fp32: log-sum-exps of rows [N] and columns [M], their means of R, and,
+    for row i at column diagonal + i, the negated values [N] of P - I and Q - I and the value of M.
     """
 
     row_lse: torch.Tensor
@@ -43,6 +43,7 @@ class Softmaxes(NamedTuple):
     column_mean: torch.Tensor
     row_miss: torch.Tensor
     column_miss: torch.Tensor
+    positive_weight: torch.Tensor
     diagonal: int
 
     def contiguous(self) -> Softmaxes:
@@ -108,16 +109,17 @@ def curvature_sums(
     *,
     row_lse: torch.Tensor,
     column_lse: torch.Tensor,
+    diagonal: int,
     config: TileConfig | None = None,
     workspace_bytes: int = SUMS_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ_j P_ij R_ij [N], Σ_i Q_ij R'_ij [M]) in fp32: R along `along_rows`, R' along `along_columns`. Partial sums
-    take at most about `workspace_bytes`.
+    """(Σ_j P_ij R_ij [N], Σ_i Q_ij R'_ij [M]) in fp32 without the pairs (i, diagonal + i): R along `along_rows`, R'
+    along `along_columns`. Partial sums take at most about `workspace_bytes`.
     """
-    row_mean = torch.zeros(form.rows, dtype=torch.float32, device=form.x.device)
-    column_mean = torch.zeros(form.columns, dtype=torch.float32, device=form.x.device)
+    row_sum = torch.zeros(form.rows, dtype=torch.float32, device=form.x.device)
+    column_sum = torch.zeros(form.columns, dtype=torch.float32, device=form.x.device)
     if form.rows == 0 or form.columns == 0:
-        return row_mean, column_mean
+        return row_sum, column_sum
     row_lse, column_lse = row_lse.contiguous(), column_lse.contiguous()
     problem = _Problem.of(form, along_rows, along_columns)
     config = config or problem.form.tile_for("curvature")
@@ -126,14 +128,15 @@ def curvature_sums(
     with on_device_of(form.x):
         for start in range(0, form.rows, height):
             stop = min(start + height, form.rows)
-            across, down = _sums(problem.band(start, stop), row_lse[start:stop], column_lse, config)
-            torch.sum(across, 0, out=row_mean[start:stop])
-            column_mean += down.sum(0)
-    return row_mean, column_mean
+            band = problem.band(start, stop)
+            across, down = _sums(band, row_lse[start:stop], column_lse, diagonal + start, config)
+            torch.sum(across, 0, out=row_sum[start:stop])
+            column_sum += down.sum(0)
+    return row_sum, column_sum
 
 
 def _sums(
-    problem: _Problem, row_lse: torch.Tensor, column_lse: torch.Tensor, config: TileConfig
+    problem: _Problem, row_lse: torch.Tensor, column_lse: torch.Tensor, diagonal: int, config: TileConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Row sums [column tiles, N] and column sums [row tiles, M] of all tiles."""
     form = problem.form
@@ -143,6 +146,7 @@ def _sums(
         *problem.arguments(),
         row_lse,
         column_lse,
+        diagonal,
         row_sums,
         column_sums,
         **form.constants(config),
@@ -162,7 +166,7 @@ def curvature_products(
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(M Y + (P-I) along_rows.y + (Q-I) along_columns.y [N, d], Mᵀ X + (P-I)ᵀ along_rows.x + (Q-I)ᵀ along_columns.x
-    [M, d]) in fp32, for M = P∘(R - row_mean) + Q∘(R' - column_mean).
+    [M, d]) in fp32, for M = P∘(R - row_mean) + Q∘(R' - column_mean) off the positives.
     """
     if form.rows == 0 or form.columns == 0:
         return torch.zeros_like(form.x, dtype=torch.float32), torch.zeros_like(form.y, dtype=torch.float32)
@@ -206,6 +210,7 @@ def _write_weights(
         softmaxes.column_mean,
         softmaxes.row_miss[rows],
         softmaxes.column_miss[rows],
+        softmaxes.positive_weight[rows],
         softmaxes.diagonal + rows.start,
         unit,
         weights[0],

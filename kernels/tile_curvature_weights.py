@@ -31,6 +31,7 @@ def tile_curvature_weights(
     column_mean,
     row_miss,
     column_miss,
+    positive_weight,
     diagonal,
     unit,
     moved,
@@ -52,7 +53,8 @@ def tile_curvature_weights(
 
     moved = unit * UNIT * (P (R - row_mean) + Q (R - column_mean)), unit [1] fp32 keeping it in the dtype's range;
     across_weights = UNIT * (P - I) and down_weights = UNIT * (Q - I) if SEPARATE, else across_weights holds their sum.
-    row_miss and column_miss [rows] are the negated diagonals of P - I and Q - I, where j == i + diagonal.
+    Where j == i + diagonal, these are differences near zero and come from outside: positive_weight [rows] for moved,
+    -row_miss and -column_miss for P - I and Q - I.
     """
     row_tile, column_tile = swizzled_tile(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP)
     i, j = lines(row_tile, BLOCK_M), lines(column_tile, BLOCK_N)
@@ -73,10 +75,12 @@ def tile_curvature_weights(
             WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
     mixed += q * (down - tl.load(column_mean + column)[None, :])
-    store_weights(moved, mixed * (tl.load(unit) * UNIT), i, j, rows, weights_stride, EVEN)
-
-    # The diagonals are folded in before anything is rounded: they are differences near zero that P - 1 would lose.
+    # The diagonals are folded in before anything is rounded.
     own, meets = own_pairs(row, row_tile, column_tile, diagonal, row_lse, "diagonal", BLOCK_M, BLOCK_N)
+    if meets:
+        is_own = tl.arange(0, BLOCK_N)[None, :] == own[:, None]
+        mixed = tl.where(is_own, tl.load(positive_weight + row)[:, None], mixed)
+    store_weights(moved, mixed * (tl.load(unit) * UNIT), i, j, rows, weights_stride, EVEN)
     if meets:
         is_own = tl.arange(0, BLOCK_N)[None, :] == own[:, None]
         p = tl.where(is_own, -tl.load(row_miss + row)[:, None], p)

@@ -167,13 +167,16 @@ def curvature_sums(
     *,
     row_lse: Tensor,
     column_lse: Tensor,
+    diagonal: int,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """(Σ_j P_ij R_ij [n], Σ_i Q_ij R'_ij [m]): R along `along_rows`, R' along `along_columns`, P and Q the row and
-    column softmax.
+    """(Σ_j P_ij R_ij [n], Σ_i Q_ij R'_ij [m]) over all pairs but the positives: R along `along_rows`, R' along
+    `along_columns`, P and Q the row and column softmax.
+
+    A positive's part is its caller's: of learned pairs it would drown the others, which the gradient is made of.
     """
     return choose("curvature_sums", x, backend)(
-        x, y, scale, along_rows, along_columns, row_lse=row_lse, column_lse=column_lse
+        x, y, scale, along_rows, along_columns, row_lse=row_lse, column_lse=column_lse, diagonal=diagonal
     )
 
 
@@ -190,12 +193,14 @@ def curvature_products(
     column_mean: Tensor,
     row_miss: Tensor,
     column_miss: Tensor,
+    positive_weight: Tensor,
     diagonal: int,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
     """The Hessian-vector sweep of the CLIP loss (`clipkit.functional.gd`), without the scale.
 
-    With M = P∘(R - row_mean) + Q∘(R' - column_mean) and P - I, Q - I whose diagonals are -row_miss, -column_miss:
+    With M = P∘(R - row_mean) + Q∘(R' - column_mean), P - I and Q - I, whose values on positives [n] are differences
+    near zero and come from outside as `positive_weight`, -row_miss and -column_miss:
     (M Y + (P-I) along_rows.y + (Q-I) along_columns.y,  Mᵀ X + (P-I)ᵀ along_rows.x + (Q-I)ᵀ along_columns.x).
     """
     return choose("curvature_products", x, backend)(
@@ -210,5 +215,6 @@ def curvature_products(
         column_mean=column_mean,
         row_miss=row_miss,
         column_miss=column_miss,
+        positive_weight=positive_weight,
         diagonal=diagonal,
     )

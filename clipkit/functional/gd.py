@@ -122,7 +122,7 @@ def _gd(
     # An image field enters the scale's gradient once per direction: twice in the symmetric form, where D1 = D4.
     along = torch.stack([(d.image * g.image).sum() for d, g in zip(directions, ours, strict=True)]).sum()
     through_fields = sum_over_ranks(along, layout) * (2 if symmetric else 1)
-    products = _curvature(image, all_text, scale, margins, directions, layout, backend)
+    products = _curvature(image, text, all_text, scale, margins, directions, layout, backend)
     image_grad, text_grad, through_softmax = products.gradients(
         image, text, scale, layout, unit=1.0, wants=(wants[0], wants[1], True)
     )
@@ -188,6 +188,7 @@ def _fields(
 
 def _curvature(
     image: Tensor,
+    text: Tensor,
     all_text: Tensor,
     scale: Tensor,
     margins: Margins,
@@ -195,20 +196,37 @@ def _curvature(
     layout: Layout,
     backend: str,
 ) -> Products:
-    """The Hessian of the student's CLIP loss applied to the directions: one for both softmaxes, or one for each."""
+    """The Hessian of the student's CLIP loss applied to the directions: one for both softmaxes, or one for each.
+
+    The softmax-weighted means of R are taken relative to the positive's own R_ii: of a learned pair P_ii is nearly 1,
+    and R_ii minus a mean that consists of it would have no digit left.
+    """
     gathered = [Direction(each.image, gather_rows(each.text, layout)) for each in directions]
     form = (image, all_text, scale, gathered[0], gathered[-1])
     row_lse, column_lse = margins.row_lse, margins.column_lse
-    row_mean, column_mean = sweeps.curvature_sums(*form, row_lse=row_lse, column_lse=column_lse, backend=backend)
+    row_sum, column_sum = sweeps.curvature_sums(
+        *form, row_lse=row_lse, column_lse=column_lse, diagonal=layout.start, backend=backend
+    )
+    column_sum = sum_over_ranks(column_sum, layout)[layout.mine]
+    row_miss, column_miss = torch.sigmoid(margins.row), torch.sigmoid(margins.column)
+    own = [_own_move(image, text, scale, direction) for direction in directions]
+    row_shift, column_shift = row_sum - row_miss * own[0], column_sum - column_miss * own[-1]
     products = sweeps.curvature_products(
         *form,
         row_lse=row_lse,
         column_lse=column_lse,
-        row_mean=row_mean,
-        column_mean=sum_over_ranks(column_mean, layout),
-        row_miss=torch.sigmoid(margins.row),
-        column_miss=torch.sigmoid(margins.column),
+        row_mean=own[0] + row_shift,
+        column_mean=gather_rows(own[-1] + column_shift, layout),
+        row_miss=row_miss,
+        column_miss=column_miss,
+        positive_weight=(row_miss - 1) * row_shift + (column_miss - 1) * column_shift,
         diagonal=layout.start,
         backend=backend,
     )
     return Products.collect(*products, layout)
+
+
+def _own_move(image: Tensor, text: Tensor, scale: Tensor, direction: _Fields) -> Tensor:
+    """R_ii [n], how the positives' logits move along a direction."""
+    moved = torch.linalg.vecdot(direction.image, widen(text)) + torch.linalg.vecdot(widen(image), direction.text)
+    return scale * moved

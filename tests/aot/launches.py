@@ -161,8 +161,8 @@ def _curvature(given: _Inputs, *, separate: bool) -> None:
     form = Form.of(given.x, given.y, given.scale)
     across, down = (Direction(given.x.float(), given.y.float()) for _ in range(2))
     directions = (across, down if separate else across)
-    curvature_sums(form, *directions, row_lse=given.row, column_lse=given.column)
-    vectors = (given.row, given.column, given.row, given.column, given.row, given.row)
+    curvature_sums(form, *directions, row_lse=given.row, column_lse=given.column, diagonal=0)
+    vectors = (given.row, given.column, given.row, given.column, *[given.row] * 3)
     curvature_products(form, *directions, Softmaxes(*vectors, 0))
 
 

@@ -132,7 +132,7 @@ def _curvature(directions: int) -> Callable[[Pair], Results]:
         rows = p.direction(1)
         form = (p.x, p.y, p.scale, rows, rows if directions == 1 else p.direction(2))
         lses = {"row_lse": p.row_lse, "column_lse": p.column_lse}
-        sums = sweeps.curvature_sums(*form, **lses, backend=p.backend)
+        sums = sweeps.curvature_sums(*form, **lses, diagonal=0, backend=p.backend)
         products = sweeps.curvature_products(
             *form,
             **lses,
@@ -140,6 +140,7 @@ def _curvature(directions: int) -> Callable[[Pair], Results]:
             column_mean=p.vector(len(p.y), 0.1, -0.2),
             row_miss=p.vector(len(p.x), 1e-6, 1.0),
             column_miss=p.vector(len(p.x), 0.9, 0.1),
+            positive_weight=p.vector(len(p.x), -0.3, 0.2),
             diagonal=0,
             backend=p.backend,
         )

@@ -72,6 +72,24 @@ def test_well_learned_pairs_keep_their_digits_in_fp32(name, backend):
         assert _relative(ours[key], expected) < 1e-5, key
 
 
+@pytest.mark.parametrize("backend", ["torch", None])
+@pytest.mark.parametrize("form", ["symmetric", "four_term"])
+@pytest.mark.parametrize("closeness", [0.0, 0.3, 0.45, 0.6])
+def test_gradient_distillation_keeps_its_digits_on_learned_pairs(closeness, form, backend):
+    """CLIP losses from 16 down to 1e-10. A mean of R that consists of R_ii, taken from R_ii, would leave none."""
+    student, teacher = ([unit(96, 32, seed, torch.float32), unit(96, 32, seed + 1, torch.float32)] for seed in (0, 2))
+    for pair, near in ((student, closeness), (teacher, 0.9 * closeness)):
+        pair[1] = torch.nn.functional.normalize(near * pair[0] + (1 - near) * pair[1], dim=1)
+
+    def gradients(dtype, backend):
+        own = [features.to(dtype).requires_grad_() for features in student]
+        loss = clipkit.gd_loss(*own, 50.0, *(t.to(dtype) for t in teacher), 50.0, form=form, backend=backend)
+        return torch.autograd.grad(loss, own)
+
+    for ours, exact in zip(gradients(torch.float32, backend), gradients(torch.float64, "torch"), strict=True):
+        assert _relative(ours, exact) < 5e-5
+
+
 def test_float64_is_exact_where_softplus_is_nearly_linear():
     """Margins between 20 and 40 nats: torch's default softplus drops up to 2e-9 there."""
     eye = torch.eye(4, dtype=torch.float64)

@@ -72,8 +72,8 @@ def test_nothing_waits_for_the_device(separate):
 
     def sweeps():
         cases.kernel_divergence(forms)
-        means = curvature.curvature_sums(Form.of(*form), *directions, row_lse=row, column_lse=column)
-        softmaxes = curvature.Softmaxes(row, column, *means, row, column, 0)
+        means = curvature.curvature_sums(Form.of(*form), *directions, row_lse=row, column_lse=column, diagonal=0)
+        softmaxes = curvature.Softmaxes(row, column, *means, row, column, row, 0)
         curvature.curvature_products(Form.of(*form), *directions, softmaxes)
 
     sweeps()

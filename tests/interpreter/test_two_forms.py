@@ -86,7 +86,7 @@ def no_movement():
 
     form, (direction, _) = cases.curvature_case(5, 7, 8, torch.float16, separate=False)
     still = type(direction)(torch.zeros_like(direction.x), torch.zeros_like(direction.y))
-    lses, zeros = [torch.full((size,), 40.0) for size in (5, 7)], [torch.zeros(size) for size in (5, 7, 5, 5)]
+    lses, zeros = [torch.full((size,), 40.0) for size in (5, 7)], [torch.zeros(size) for size in (5, 7, 5, 5, 5)]
     results = curvature.curvature_products(Form.of(*form), still, still, curvature.Softmaxes(*lses, *zeros, 0))
     return [float(result.abs().sum()) for result in results]
 

@@ -79,7 +79,7 @@ def curvature_case(
 def curvature_errors(
     form: list[torch.Tensor], directions: tuple[Direction, Direction], *, diagonal: int = 0, **options: Any
 ) -> dict[str, float]:
-    """Relative errors of both sweeps' results. The second takes the first's means, as in use: they share the rounding
+    """Relative errors of both sweeps' results. The second takes the first's sums as means: they share the rounding
     of the directions. The diagonal is that of the softmaxes themselves.
     """
     from clipkit.kernels import curvature
@@ -96,18 +96,21 @@ def curvature_errors(
     row_miss[: len(positive)] = 1 - (positive - row_lse[: len(positive)]).exp()
     column_miss[: len(positive)] = 1 - (positive - column_lse[diagonal : diagonal + len(positive)]).exp()
     lses = {"row_lse": row_lse, "column_lse": column_lse}
-    means = torch_backend.curvature_sums(*wide, wide_rows, wide_columns, **lses)
+    means = torch_backend.curvature_sums(*wide, wide_rows, wide_columns, **lses, diagonal=diagonal)
+    positive_weight = -means[0] * (1 - row_miss)
     want = torch_backend.curvature_products(
         *wide, wide_rows, wide_columns, **lses,
-        row_mean=means[0], column_mean=means[1], row_miss=row_miss, column_miss=column_miss, diagonal=diagonal,
+        row_mean=means[0], column_mean=means[1], row_miss=row_miss, column_miss=column_miss,
+        positive_weight=positive_weight, diagonal=diagonal,
     )  # fmt: skip
 
     def narrow(*vectors: torch.Tensor) -> list[torch.Tensor]:
         return [vector.float().to(form[0].device) for vector in vectors]
 
     got_lses = dict(zip(lses, narrow(*lses.values()), strict=True))
-    got_means = curvature.curvature_sums(Form.of(*form), *directions, **got_lses, **options)
-    softmaxes = curvature.Softmaxes(*got_lses.values(), *got_means, *narrow(row_miss, column_miss), diagonal)
+    got_means = curvature.curvature_sums(Form.of(*form), *directions, **got_lses, diagonal=diagonal, **options)
+    on_positives = narrow(row_miss, column_miss, positive_weight)
+    softmaxes = curvature.Softmaxes(*got_lses.values(), *got_means, *on_positives, diagonal)
     got = curvature.curvature_products(Form.of(*form), *directions, softmaxes, **options)
     names = ("row_mean", "column_mean", "for_x", "for_y")
     pairs = zip((*got_means, *got), (*means, *want), strict=True)

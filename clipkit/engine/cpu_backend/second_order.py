@@ -14,6 +14,7 @@ from clipkit.engine.cpu_backend.products import Products, products_of
 from clipkit.engine.cpu_backend.tiles import over_tiles, whole
 from clipkit.engine.precision import widen
 from clipkit.engine.sweeps import Direction
+from clipkit.engine.torch_backend.tiles import positives
 
 
 def curvature_sums(
@@ -25,6 +26,7 @@ def curvature_sums(
     *,
     row_lse: Tensor,
     column_lse: Tensor,
+    diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_sums`."""
     form = _Form.of(x, y, scale, along_rows, along_columns, row_lse, column_lse)
@@ -32,6 +34,8 @@ def curvature_sums(
 
     def work(rows: slice, columns: slice, *tiles: Tensor) -> None:
         arguments = form.tiles(rows, columns, *tiles)
+        for moved in tiles[1:-1]:
+            positives(moved, rows, diagonal - columns.start).zero_()
         compiled().tile_curvature_sums(*arguments, *at(rows, row_sum), *at(columns, column_sum))
 
     over_tiles(whole(x, y), work, like=x, buffers=form.buffers)
@@ -51,6 +55,7 @@ def curvature_products(
     column_mean: Tensor,
     row_miss: Tensor,
     column_miss: Tensor,
+    positive_weight: Tensor,
     diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_products`."""
@@ -67,6 +72,9 @@ def curvature_products(
         arguments = form.tiles(rows, columns, *tiles)
         means, misses = (*at(rows, row_mean), *at(columns, column_mean)), at(rows, row_miss, column_miss)
         compiled().tile_curvature_weights(*arguments, *means, *at(rows, positive), columns.start, *misses)
+        entries = positives(tiles[1], rows, diagonal - columns.start)
+        first = max(0, columns.start - diagonal - rows.start)
+        entries.copy_(positive_weight[rows][first : first + entries.shape[0]])
         form.products.add_to_rows(tiles[1], rows, columns, out_x)
         form.products.add_to_columns(tiles[1], rows, columns, out_y)
         for move, weights in zip(form.moves, (tiles[0], tiles[2]), strict=False):

@@ -19,17 +19,20 @@ def curvature_sums(
     *,
     row_lse: Tensor,
     column_lse: Tensor,
+    diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_sums`."""
     form = Form.of(x, y, scale)
-    row_mean = torch.empty_like(row_lse)
-    column_mean = torch.zeros_like(column_lse)
+    row_sum = torch.empty_like(row_lse)
+    column_sum = torch.zeros_like(column_lse)
     for rows in form.blocks():
         tile = form.logits(rows)
         r_rows, r_columns = _moves(form, rows, along_rows, along_columns)
-        row_mean[rows] = torch.linalg.vecdot((tile - row_lse[rows, None]).exp_(), r_rows, dim=1)
-        column_mean += torch.linalg.vecdot(tile.sub_(column_lse).exp_(), r_columns, dim=0)
-    return row_mean, column_mean
+        for moved in (r_rows, r_columns):
+            positives(moved, rows, diagonal).zero_()
+        row_sum[rows] = torch.linalg.vecdot((tile - row_lse[rows, None]).exp_(), r_rows, dim=1)
+        column_sum += torch.linalg.vecdot(tile.sub_(column_lse).exp_(), r_columns, dim=0)
+    return row_sum, column_sum
 
 
 def curvature_products(
@@ -45,6 +48,7 @@ def curvature_products(
     column_mean: Tensor,
     row_miss: Tensor,
     column_miss: Tensor,
+    positive_weight: Tensor,
     diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_products`."""
@@ -57,7 +61,8 @@ def curvature_products(
         p = (tile - row_lse[rows, None]).exp_()
         q = tile.sub_(column_lse).exp_()
         m = p * (r_rows - row_mean[rows, None]) + q * (r_columns - column_mean)
-        # From here on P - I and Q - I: their diagonals are differences near zero, known exactly from the margins.
+        positives(m, rows, diagonal).copy_(positive_weight[rows])
+        # From here on P - I and Q - I.
         positives(p, rows, diagonal).copy_(-row_miss[rows])
         positives(q, rows, diagonal).copy_(-column_miss[rows])
         out_x[rows] = m @ form.y + p @ along_rows.y + q @ along_columns.y

@@ -18,13 +18,15 @@ def curvature_sums(
     *,
     row_lse: Tensor,
     column_lse: Tensor,
+    diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_sums`."""
     from clipkit.kernels import curvature
     from clipkit.kernels.form import Form
 
     form = Form.of(x, y, scale, product_precision())
-    return curvature.curvature_sums(form, along_rows, along_columns, row_lse=row_lse, column_lse=column_lse)
+    lses = {"row_lse": row_lse, "column_lse": column_lse}
+    return curvature.curvature_sums(form, along_rows, along_columns, **lses, diagonal=diagonal)
 
 
 def curvature_products(
@@ -40,6 +42,7 @@ def curvature_products(
     column_mean: Tensor,
     row_miss: Tensor,
     column_miss: Tensor,
+    positive_weight: Tensor,
     diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_products`."""
@@ -47,5 +50,6 @@ def curvature_products(
     from clipkit.kernels.form import Form
 
     form = Form.of(x, y, scale, product_precision())
-    softmaxes = curvature.Softmaxes(row_lse, column_lse, row_mean, column_mean, row_miss, column_miss, diagonal)
+    vectors = (row_lse, column_lse, row_mean, column_mean, row_miss, column_miss, positive_weight)
+    softmaxes = curvature.Softmaxes(*vectors, diagonal)
     return curvature.curvature_products(form, along_rows, along_columns, softmaxes)
