@@ -10,6 +10,7 @@ copies, and results are equal to the bit for any number of threads.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -142,6 +143,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         started.result()
     torch.set_num_threads(threads)
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
 
 
 def _compute_alone() -> None:
