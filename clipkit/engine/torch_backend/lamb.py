@@ -58,7 +58,7 @@ def _updates(tensors: LambTensors) -> tuple[list[Tensor], Tensor]:
     # Before the first step that counts, the number is 0 and the moments are too: any correction will do.
     steps = torch.stack([step.reshape(()) for step in tensors.steps]).to(tensors.weights[0].dtype).clamp_min(1.0)
     mean, variance = (1 - beta**steps for beta in tensors.betas)
-    updates: list[Tensor] = list(torch._foreach_clone(tensors.means))
+    updates = [moment.clone() for moment in tensors.means]  # torch 2.9 has no _foreach_clone
     deviations: list[Tensor] = list(torch._foreach_sqrt(tensors.variances))
     if tensors.trust == "deepspeed":
         rate_factors = variance.sqrt() / mean
