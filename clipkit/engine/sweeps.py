@@ -158,6 +158,23 @@ class Direction(NamedTuple):
     y: Tensor
 
 
+class Softmaxes(NamedTuple):
+    """The row and column softmax P and Q of a form, and the means of how it moves: rows [n], columns [m].
+
+    Row i's positive is column diagonal + i. There P - I, Q - I and the moved matrix M are differences near zero that
+    only their own formulas get right: they are -row_miss, -column_miss and positive_weight, [n] each.
+    """
+
+    row_lse: Tensor
+    column_lse: Tensor
+    row_mean: Tensor
+    column_mean: Tensor
+    row_miss: Tensor
+    column_miss: Tensor
+    positive_weight: Tensor
+    diagonal: int
+
+
 def curvature_sums(
     x: Tensor,
     y: Tensor,
@@ -186,35 +203,13 @@ def curvature_products(
     scale: Tensor,
     along_rows: Direction,
     along_columns: Direction,
+    softmaxes: Softmaxes,
     *,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    row_mean: Tensor,
-    column_mean: Tensor,
-    row_miss: Tensor,
-    column_miss: Tensor,
-    positive_weight: Tensor,
-    diagonal: int,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
     """The Hessian-vector sweep of the CLIP loss (`clipkit.functional.gd`), without the scale.
 
-    With M = P∘(R - row_mean) + Q∘(R' - column_mean), P - I and Q - I, whose values on positives [n] are differences
-    near zero and come from outside as `positive_weight`, -row_miss and -column_miss:
+    With M = P∘(R - row_mean) + Q∘(R' - column_mean), P - I and Q - I, and on positives what `softmaxes` says:
     (M Y + (P-I) along_rows.y + (Q-I) along_columns.y,  Mᵀ X + (P-I)ᵀ along_rows.x + (Q-I)ᵀ along_columns.x).
     """
-    return choose("curvature_products", x, backend)(
-        x,
-        y,
-        scale,
-        along_rows,
-        along_columns,
-        row_lse=row_lse,
-        column_lse=column_lse,
-        row_mean=row_mean,
-        column_mean=column_mean,
-        row_miss=row_miss,
-        column_miss=column_miss,
-        positive_weight=positive_weight,
-        diagonal=diagonal,
-    )
+    return choose("curvature_products", x, backend)(x, y, scale, along_rows, along_columns, softmaxes)

@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 
 from clipkit.engine import sweeps
 from clipkit.engine.precision import accumulation, widen
-from clipkit.engine.sweeps import Direction
+from clipkit.engine.sweeps import Direction, Softmaxes
 from clipkit.functional._checks import agree, as_scalar, check_choice, check_pair, common_type
 from clipkit.functional._margins import Margins
 from clipkit.functional._ops import fake_gradients, loss_op, nothing, only_if, register_gradients, shared, wanted
@@ -211,8 +211,7 @@ def _curvature(
     row_miss, column_miss = torch.sigmoid(margins.row), torch.sigmoid(margins.column)
     own = [_own_move(image, text, scale, direction) for direction in directions]
     row_shift, column_shift = row_sum - row_miss * own[0], column_sum - column_miss * own[-1]
-    products = sweeps.curvature_products(
-        *form,
+    softmaxes = Softmaxes(
         row_lse=row_lse,
         column_lse=column_lse,
         row_mean=own[0] + row_shift,
@@ -221,8 +220,8 @@ def _curvature(
         column_miss=column_miss,
         positive_weight=(row_miss - 1) * row_shift + (column_miss - 1) * column_shift,
         diagonal=layout.start,
-        backend=backend,
     )
+    products = sweeps.curvature_products(*form, softmaxes, backend=backend)
     return Products.collect(*products, layout)
 
 

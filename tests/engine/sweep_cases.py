@@ -133,8 +133,7 @@ def _curvature(directions: int) -> Callable[[Pair], Results]:
         form = (p.x, p.y, p.scale, rows, rows if directions == 1 else p.direction(2))
         lses = {"row_lse": p.row_lse, "column_lse": p.column_lse}
         sums = sweeps.curvature_sums(*form, **lses, diagonal=0, backend=p.backend)
-        products = sweeps.curvature_products(
-            *form,
+        softmaxes = sweeps.Softmaxes(
             **lses,
             row_mean=p.vector(len(p.x), -0.1, 0.2),
             column_mean=p.vector(len(p.y), 0.1, -0.2),
@@ -142,8 +141,8 @@ def _curvature(directions: int) -> Callable[[Pair], Results]:
             column_miss=p.vector(len(p.x), 0.9, 0.1),
             positive_weight=p.vector(len(p.x), -0.3, 0.2),
             diagonal=0,
-            backend=p.backend,
         )
+        products = sweeps.curvature_products(*form, softmaxes, backend=p.backend)
         return _named((*sums, *products), "row_sum", "column_sum", "out_x", "out_y")
 
     return call

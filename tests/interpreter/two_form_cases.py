@@ -98,19 +98,16 @@ def curvature_errors(
     lses = {"row_lse": row_lse, "column_lse": column_lse}
     means = torch_backend.curvature_sums(*wide, wide_rows, wide_columns, **lses, diagonal=diagonal)
     positive_weight = -means[0] * (1 - row_miss)
-    want = torch_backend.curvature_products(
-        *wide, wide_rows, wide_columns, **lses,
-        row_mean=means[0], column_mean=means[1], row_miss=row_miss, column_miss=column_miss,
-        positive_weight=positive_weight, diagonal=diagonal,
-    )  # fmt: skip
+    on_positives = (row_miss, column_miss, positive_weight)
+    exact = curvature.Softmaxes(*lses.values(), *means, *on_positives, diagonal)
+    want = torch_backend.curvature_products(*wide, wide_rows, wide_columns, exact)
 
     def narrow(*vectors: torch.Tensor) -> list[torch.Tensor]:
         return [vector.float().to(form[0].device) for vector in vectors]
 
     got_lses = dict(zip(lses, narrow(*lses.values()), strict=True))
     got_means = curvature.curvature_sums(Form.of(*form), *directions, **got_lses, diagonal=diagonal, **options)
-    on_positives = narrow(row_miss, column_miss, positive_weight)
-    softmaxes = curvature.Softmaxes(*got_lses.values(), *got_means, *on_positives, diagonal)
+    softmaxes = curvature.Softmaxes(*got_lses.values(), *got_means, *narrow(*on_positives), diagonal)
     got = curvature.curvature_products(Form.of(*form), *directions, softmaxes, **options)
     names = ("row_mean", "column_mean", "for_x", "for_y")
     pairs = zip((*got_means, *got), (*means, *want), strict=True)

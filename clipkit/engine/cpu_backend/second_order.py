@@ -13,7 +13,7 @@ from clipkit.engine.cpu_backend.passes import at, diagonal_columns, fp32_zeros, 
 from clipkit.engine.cpu_backend.products import Products, products_of
 from clipkit.engine.cpu_backend.tiles import over_tiles, whole
 from clipkit.engine.precision import widen
-from clipkit.engine.sweeps import Direction
+from clipkit.engine.sweeps import Direction, Softmaxes
 from clipkit.engine.torch_backend.tiles import positives
 
 
@@ -48,21 +48,14 @@ def curvature_products(
     scale: Tensor,
     along_rows: Direction,
     along_columns: Direction,
-    *,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    row_mean: Tensor,
-    column_mean: Tensor,
-    row_miss: Tensor,
-    column_miss: Tensor,
-    positive_weight: Tensor,
-    diagonal: int,
+    softmaxes: Softmaxes,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_products`."""
-    form = _Form.of(x, y, scale, along_rows, along_columns, row_lse, column_lse)
-    row_mean, column_mean, row_miss, column_miss = (
-        vector.contiguous() for vector in (row_mean, column_mean, row_miss, column_miss)
+    *vectors, diagonal = softmaxes
+    row_lse, column_lse, row_mean, column_mean, row_miss, column_miss, positive_weight = (
+        vector.contiguous() for vector in vectors
     )
+    form = _Form.of(x, y, scale, along_rows, along_columns, row_lse, column_lse)
     positive = diagonal_columns(len(x), diagonal, x)
     out_x, out_y = fp32_zeros(True, x), fp32_zeros(True, y)
     assert out_x is not None

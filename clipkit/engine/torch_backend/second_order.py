@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipkit.engine.sweeps import Direction
+from clipkit.engine.sweeps import Direction, Softmaxes
 from clipkit.engine.torch_backend.tiles import Form, positives
 
 
@@ -41,18 +41,11 @@ def curvature_products(
     scale: Tensor,
     along_rows: Direction,
     along_columns: Direction,
-    *,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    row_mean: Tensor,
-    column_mean: Tensor,
-    row_miss: Tensor,
-    column_miss: Tensor,
-    positive_weight: Tensor,
-    diagonal: int,
+    softmaxes: Softmaxes,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_products`."""
     form = Form.of(x, y, scale)
+    row_lse, column_lse, row_mean, column_mean, row_miss, column_miss, positive_weight, diagonal = softmaxes
     out_x = torch.empty_like(form.x)
     out_y = torch.zeros_like(form.y)
     for rows in form.blocks():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipkit.engine.sweeps import Direction
+from clipkit.engine.sweeps import Direction, Softmaxes
 from clipkit.engine.triton_backend.settings import product_precision
 
 
@@ -35,21 +35,11 @@ def curvature_products(
     scale: Tensor,
     along_rows: Direction,
     along_columns: Direction,
-    *,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    row_mean: Tensor,
-    column_mean: Tensor,
-    row_miss: Tensor,
-    column_miss: Tensor,
-    positive_weight: Tensor,
-    diagonal: int,
+    softmaxes: Softmaxes,
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.curvature_products`."""
     from clipkit.kernels import curvature
     from clipkit.kernels.form import Form
 
     form = Form.of(x, y, scale, product_precision())
-    vectors = (row_lse, column_lse, row_mean, column_mean, row_miss, column_miss, positive_weight)
-    softmaxes = curvature.Softmaxes(*vectors, diagonal)
-    return curvature.curvature_products(form, along_rows, along_columns, softmaxes)
+    return curvature.curvature_products(form, along_rows, along_columns, curvature.Softmaxes(*softmaxes))
