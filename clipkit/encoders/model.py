@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,18 @@ class CLIP(TextTower):
         features = self.visual(pixels)
         return unit_length(features) if normalize else features
 
-    def forward(self, pixels: Tensor | None = None, tokens: Tensor | PackedText | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        pixels: Tensor | None = None,
+        tokens: Tensor | PackedText | None = None,
+        *,
+        image_ready: Callable[[Tensor], None] | None = None,
+    ) -> dict[str, Tensor]:
         """Unit-length features of what is given, and the multiplier.
+
+        image_ready: called once with the image features, detached, before the text tower starts, so that a loss can
+        begin to send them. Values only: gradients go through the returned features, which a wrapper (FSDP2's hooks,
+        its output_dtype) may have replaced by then.
 
         Returns image_features [n, embed_dim], text_features [m, embed_dim], logit_scale (0-D, exponentiated) and, where
         the model has one, logit_bias (0-D).
@@ -74,6 +84,8 @@ class CLIP(TextTower):
         outputs: dict[str, Tensor] = {}
         if pixels is not None:
             outputs["image_features"] = self.encode_image(pixels, normalize=True)
+            if image_ready is not None:
+                image_ready(outputs["image_features"].detach())
         if tokens is not None:
             outputs["text_features"] = self.encode_text(tokens, normalize=True)
         outputs["logit_scale"] = self.logit_scale.exp()
