@@ -28,6 +28,17 @@ def log_sum_exps(
     return choose("log_sum_exps", x, backend)(x, y, scale, diagonal=diagonal)
 
 
+def anchor_statistics(
+    x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, backend: str = ""
+) -> tuple[Tensor, Tensor]:
+    """(log-sum-exp [n] of scale_i <x_i, y_j> along the columns, mean [n] of <x_i, y_j> under that row's softmax).
+
+    `scale` is 0-D, or [n] with a multiplier for each row. With `diagonal`, positives are left out of both; where
+    nothing is left they are -inf and 0.
+    """
+    return choose("anchor_statistics", x, backend)(x, y, scale, diagonal=diagonal)
+
+
 def exponential_products(
     x: Tensor,
     y: Tensor,
@@ -35,18 +46,21 @@ def exponential_products(
     *,
     row_offset: Tensor | None,
     column_offset: Tensor | None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
     diagonal: int,
     diagonal_weight: Tensor,
     want_x: bool = True,
     want_y: bool = True,
     backend: str = "",
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(G Y [n, d], Gᵀ X [m, d]) for G_ij = e^(S_ij - row_offset_i) + e^(S_ij - column_offset_j), and G =
+    """(G Y [n, d], Gᵀ X [m, d]) for G_ij = e^(r_i S_ij - row_offset_i) + e^(c_j S_ij - column_offset_j), and G =
     diagonal_weight_i on positives.
 
-    Without `row_offset` or without `column_offset` that term is absent. The positives' weights come from outside
-    because they are differences near zero (P_ii - 1) that only their own formula gets right. Offsets are such that no
-    weight exceeds 2 in size: a backend may hold G in the type of 16-bit features.
+    Without `row_offset` or without `column_offset` that term is absent. r is `row_scale` [n] and c `column_scale` [m],
+    ones where absent; a logit is (scale · r_i) · <x_i, y_j>, so that a scale means the same in either place. The
+    positives' weights come from outside because they are differences near zero (P_ii - 1) that only their own formula
+    gets right. Offsets are such that no weight exceeds 2 in size: a backend may hold G in the type of 16-bit features.
     """
     return choose("exponential_products", x, backend)(
         x,
@@ -54,6 +68,8 @@ def exponential_products(
         scale,
         row_offset=row_offset,
         column_offset=column_offset,
+        row_scale=row_scale,
+        column_scale=column_scale,
         diagonal=diagonal,
         diagonal_weight=diagonal_weight,
         want_x=want_x,

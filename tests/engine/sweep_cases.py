@@ -57,6 +57,39 @@ def _log_sum_exps(diagonal: int | None) -> Callable[[Pair], Results]:
     return call
 
 
+def _anchors(per_row: bool, diagonal: int | None) -> Callable[[Pair], Results]:
+    def call(p: Pair) -> Results:
+        scale = p.scale * p.vector(len(p.x), 0.5, 2.0) if per_row else p.scale
+        return _named(
+            sweeps.anchor_statistics(p.x, p.y, scale, diagonal=diagonal, backend=p.backend), "lse", "mean"
+        )  # fmt: skip
+
+    return call
+
+
+def _scaled_exponential(want_x: bool, want_y: bool) -> Callable[[Pair], Results]:
+    def call(p: Pair) -> Results:
+        """Every row and every column has a scale of its own, and some are turned round."""
+        row_scale, column_scale = p.vector(len(p.x), -0.5, 1.25), p.vector(len(p.y), 1.5, 0.25)
+        products = sweeps.exponential_products(
+            p.x,
+            p.y,
+            p.scale,
+            row_offset=p.given((p.logits * row_scale.double()[:, None]).logsumexp(1)),
+            column_offset=p.given((p.logits * column_scale.double()).logsumexp(0)),
+            row_scale=row_scale,
+            column_scale=column_scale,
+            diagonal=1,
+            diagonal_weight=p.vector(len(p.x), -1.0, -1e-6),
+            want_x=want_x,
+            want_y=want_y,
+            backend=p.backend,
+        )
+        return _named(products, "g_y", "gt_x")
+
+    return call
+
+
 def _exponential(rows: bool, columns: bool, want_x: bool = True, want_y: bool = True) -> Callable[[Pair], Results]:
     def call(p: Pair) -> Results:
         products = sweeps.exponential_products(
@@ -151,9 +184,13 @@ def _curvature(directions: int) -> Callable[[Pair], Results]:
 SWEEPS: dict[str, Callable[[Pair], Results]] = {
     "log_sum_exps": _log_sum_exps(None),
     "log_sum_exps_of_negatives": _log_sum_exps(2),
+    "anchor_statistics": _anchors(False, None),
+    "anchor_statistics_of_negatives": _anchors(True, 1),
     "exponential_products": _exponential(True, True),
     "exponential_products_along_rows": _exponential(True, False, want_y=False),
     "exponential_products_along_columns": _exponential(False, True, want_x=False),
+    "exponential_products_scaled": _scaled_exponential(True, True),
+    "exponential_products_scaled_anchors": _scaled_exponential(True, False),
     "sigmoid_sweep": _sigmoid(True),
     "sigmoid_sweep_forward": _sigmoid(False),
     "labelled_sigmoid_sweep": _labelled,

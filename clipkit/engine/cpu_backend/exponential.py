@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clipkit.engine import torch_backend
 from clipkit.engine.cpu_backend.compiled import compiled
 from clipkit.engine.cpu_backend.passes import RunningSums, at, diagonal_columns, fp32_zeros, tile_of
 from clipkit.engine.cpu_backend.products import bf16_kernel, matrix_of, products_of, with_contiguous_rows
@@ -44,12 +45,28 @@ def exponential_products(
     *,
     row_offset: Tensor | None,
     column_offset: Tensor | None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
     diagonal: int,
     diagonal_weight: Tensor,
     want_x: bool,
     want_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `clipkit.engine.sweeps.exponential_products`."""
+    """See `clipkit.engine.sweeps.exponential_products`; plain torch serves scales of lines."""
+    if row_scale is not None or column_scale is not None:
+        return torch_backend.exponential_products(
+            x,
+            y,
+            scale,
+            row_offset=row_offset,
+            column_offset=column_offset,
+            row_scale=row_scale,
+            column_scale=column_scale,
+            diagonal=diagonal,
+            diagonal_weight=diagonal_weight,
+            want_x=want_x,
+            want_y=want_y,
+        )
     (every_row, every_column), factor = whole(x, y), float(scale)
     positive, weight = diagonal_columns(len(x), diagonal, x), diagonal_weight.contiguous()
     row_offset = None if row_offset is None else row_offset.contiguous()

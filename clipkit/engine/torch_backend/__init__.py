@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from clipkit.engine.torch_backend.detached import softmax_sweep
-from clipkit.engine.torch_backend.exponential import exponential_products, log_sum_exps
+from clipkit.engine.torch_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
 from clipkit.engine.torch_backend.lamb import lamb
 from clipkit.engine.torch_backend.patches import gather_patches, sample_patches
 from clipkit.engine.torch_backend.sample_state import advance_state, gather_state, scatter_state
@@ -19,6 +19,7 @@ from clipkit.engine.torch_backend.two_forms import pair_divergence
 __all__ = [
     "SWEEPS",
     "advance_state",
+    "anchor_statistics",
     "curvature_products",
     "curvature_sums",
     "exponential_products",

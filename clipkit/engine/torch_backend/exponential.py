@@ -23,6 +23,23 @@ def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -
     return row_lse, column_lse
 
 
+def anchor_statistics(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
+    """See `clipkit.engine.sweeps.anchor_statistics`."""
+    form = Form.of(x, y, scale)
+    factor = form.scale.expand(x.shape[0])[:, None]
+    lse, mean = form.x.new_empty(x.shape[0]), form.x.new_empty(x.shape[0])
+    for rows in form.blocks():
+        tile = form.products(rows)
+        logits = tile * factor[rows]
+        if diagonal is not None:
+            positives(logits, rows, diagonal).fill_(-torch.inf)
+            positives(tile, rows, diagonal).zero_()  # a NaN there is left out too
+        lse[rows] = torch.logsumexp(logits, dim=1)
+        weights = logits.softmax(dim=1)  # exact sums of one: e^(s - lse) carries the rounding of the log-sum-exp
+        mean[rows] = torch.linalg.vecdot(weights, tile).masked_fill_(lse[rows].isneginf(), 0.0)
+    return lse, mean
+
+
 def exponential_products(
     x: Tensor,
     y: Tensor,
@@ -30,6 +47,8 @@ def exponential_products(
     *,
     row_offset: Tensor | None,
     column_offset: Tensor | None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
     diagonal: int,
     diagonal_weight: Tensor,
     want_x: bool,
@@ -37,23 +56,22 @@ def exponential_products(
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `clipkit.engine.sweeps.exponential_products`."""
     form = Form.of(x, y, scale)
+    row_factor = (form.scale if row_scale is None else form.scale * row_scale).expand(x.shape[0])
+    column_factor = form.scale if column_scale is None else form.scale * column_scale
     g_y = torch.empty_like(form.x) if want_x else None
     gt_x = torch.zeros_like(form.y) if want_y else None
     for rows in form.blocks():
-        weights = _weights(form.logits(rows), None if row_offset is None else row_offset[rows], column_offset)
+        tile = form.products(rows)
+        down = None if column_offset is None else (tile * column_factor).sub_(column_offset).exp_()
+        weights = down
+        if row_offset is not None:
+            weights = tile.mul_(row_factor[rows, None]).sub_(row_offset[rows, None]).exp_()
+            if down is not None:
+                weights.add_(down)
+        assert weights is not None, "offsets of at least one direction"
         positives(weights, rows, diagonal).copy_(diagonal_weight[rows])
         if g_y is not None:
             torch.mm(weights, form.y, out=g_y[rows])
         if gt_x is not None:
             gt_x.addmm_(weights.T, form.x[rows])
     return g_y, gt_x
-
-
-def _weights(tile: Tensor, row_offset: Tensor | None, column_offset: Tensor | None) -> Tensor:
-    if row_offset is None:
-        assert column_offset is not None
-        return tile.sub_(column_offset).exp_()
-    if column_offset is None:
-        return tile.sub_(row_offset[:, None]).exp_()
-    columns = (tile - column_offset).exp_()
-    return tile.sub_(row_offset[:, None]).exp_().add_(columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from clipkit.engine import torch_backend
 from clipkit.engine.triton_backend.settings import product_precision
 
 
@@ -22,12 +23,28 @@ def exponential_products(
     *,
     row_offset: Tensor | None,
     column_offset: Tensor | None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
     diagonal: int,
     diagonal_weight: Tensor,
     want_x: bool,
     want_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `clipkit.engine.sweeps.exponential_products`."""
+    """See `clipkit.engine.sweeps.exponential_products`; plain torch serves scales of lines."""
+    if row_scale is not None or column_scale is not None:
+        return torch_backend.exponential_products(
+            x,
+            y,
+            scale,
+            row_offset=row_offset,
+            column_offset=column_offset,
+            row_scale=row_scale,
+            column_scale=column_scale,
+            diagonal=diagonal,
+            diagonal_weight=diagonal_weight,
+            want_x=want_x,
+            want_y=want_y,
+        )
     from clipkit.kernels import exponential_products as kernel
 
     return kernel.exponential_products(
