@@ -3,8 +3,8 @@
 
 A table [samples] or [samples, columns] fp32 holds log u (columns: one per side), individual temperatures, or both; ids
 are int64, [n]. Where an id occurs twice in a batch every occurrence reads the old row, and the one at the lowest
-position is stored. An id outside the table is a ValueError in plain torch; the backend "cuda", which does not wait for
-the device to find out, reads it as NaN, so that the loss shows it, and never writes it.
+position is stored. An id outside the table reads as NaN, so that the loss shows it, and is never written: no backend
+waits for the device to find out. To complain is for the owner of the table.
 """
 
 from __future__ import annotations

@@ -98,17 +98,45 @@ def test_a_skipped_step_stores_nothing(skip, stored, backend):
     assert torch.equal(table, before) is not stored
 
 
-def test_ids_outside_the_table_read_as_nan_and_are_never_written():
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_ids_outside_the_table_read_as_nan_and_are_never_written(gamma, backend):
     table = torch.zeros(4)
-    ids = torch.tensor([-1, 4, 2**62, 0])
-    assert sample_state.gather_state(table, ids, backend="cuda").isnan().tolist() == [True, True, True, False]
-    log_u, smoothed = sample_state.advance_state(table, ids, torch.zeros(4), gamma=1.0, eps=0.0, backend="cuda")
-    assert log_u.isnan().tolist() == smoothed.isnan().tolist() == [True, True, True, False]
-    sample_state.scatter_state(table, ids, torch.ones(4), backend="cuda")
-    assert table.tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert sample_state.gather_state(torch.zeros(0, 2), ids, backend="cuda").isnan().all()
-    with pytest.raises(ValueError, match=r"ids: got -1; want sample ids in \[0, 4\)"):
-        sample_state.gather_state(table, ids, backend="torch")
+    ids = torch.tensor([-1, 4, 2**62, 0, -(2**63), 2**63 - 1])
+    outside = [True, True, True, False, True, True]
+    assert sample_state.gather_state(table, ids, backend=backend).isnan().tolist() == outside
+    log_u, smoothed = sample_state.advance_state(table, ids, torch.zeros(6), gamma=gamma, eps=0.0, backend=backend)
+    assert log_u.isnan().tolist() == smoothed.isnan().tolist() == outside
+    sample_state.scatter_state(table, ids, torch.arange(1.0, 7.0), backend=backend)
+    assert table.tolist() == [4.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_with_nothing_for_the_table_leaves_it_alone(backend):
+    """What a rank that holds none of the batch's samples does, and one that holds none at all."""
+    table = a_table(4)
+    before, ids, rows = table.clone(), torch.tensor([-1, 4, -1, 2**40]), torch.ones(4, 2)
+    sample_state.scatter_state(table, ids, rows, backend=backend)
+    sample_state.scatter_state(table, ids[:0], rows[:0], backend=backend)
+    assert torch.equal(table, before)
+    nothing = torch.zeros(0, 2)
+    sample_state.scatter_state(nothing, ids, rows, backend=backend)
+    assert sample_state.gather_state(nothing, ids, backend=backend).isnan().all()
+    assert sample_state.gather_state(table, ids[:0], backend=backend).shape == (0, 2)
+
+
+@pytest.mark.parametrize("shape", [(50,), (50, 3)])
+def test_both_backends_store_the_same_bits(shape):
+    """Random ids with repetitions, a third of them outside the table."""
+    generator = torch.Generator().manual_seed(11)
+    for _ in range(20):
+        ids = torch.randint(-13, 63, (80,), generator=generator)
+        table, rows = (torch.randn(count, *shape[1:], generator=generator) for count in (50, 80))
+        stored = []
+        for backend in BACKENDS:
+            stored.append(table.clone())
+            sample_state.scatter_state(stored[-1], ids, rows, backend=backend)
+        assert torch.equal(*stored)
 
 
 def test_rows_beyond_two_to_the_31_elements_are_addressed():
