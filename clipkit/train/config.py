@@ -104,6 +104,22 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class ScaleScheduleConfig:
+    """The rule for `optim.lr_scale`, the rate of logit_scale and logit_bias.
+
+    * shared: `optim.schedule`, whatever it is.
+    * cosine: the cosine, with warm-up and `lr_min` of `optim.schedule`.
+    * constant: the peak, without warm-up.
+    * step_thresh: FastCLIP v3's; the peak, times `factor` while tau = exp(-logit_scale) <= `threshold`, decided anew at
+      each step; without warm-up.
+    """
+
+    name: Literal["shared", "cosine", "constant", "step_thresh"] = "shared"
+    threshold: float = 0.03
+    factor: float = 1 / 3
+
+
+@dataclass(frozen=True)
 class MuonConfig:
     """Muon for the matrices inside the blocks; see `clipkit.optim.Muon`. `lr` is their peak rate."""
 
@@ -128,6 +144,7 @@ class OptimConfig:
     lr_scale: float | None = None
     muon: MuonConfig = field(default_factory=MuonConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    scale_schedule: ScaleScheduleConfig = field(default_factory=ScaleScheduleConfig)
 
 
 @dataclass(frozen=True)
@@ -259,6 +276,8 @@ def _check(config: Config) -> None:
         "optim.muon.iterations": (optim.muon.iterations, 1),
         "optim.schedule.warmup_steps": (optim.schedule.warmup_steps, 0),
         "optim.schedule.lr_min": (optim.schedule.lr_min, 0),
+        "optim.lr_scale": (optim.lr_scale, 0),
+        "optim.scale_schedule.factor": (optim.scale_schedule.factor, 0),
     }
     for name, (value, low) in at_least.items():
         if value is not None and not value >= low:
@@ -269,6 +288,11 @@ def _check(config: Config) -> None:
         raise value_error("optim.muon.momentum", got=optim.muon.momentum, want="in [0, 1)", fix="0.95 is usual")
     if any(not 0 <= beta < 1 for beta in optim.betas):
         raise value_error("optim.betas", got=list(optim.betas), want="two numbers in [0, 1)", fix="correct them")
+    threshold = optim.scale_schedule.threshold
+    if not threshold > 0:
+        raise value_error(
+            "optim.scale_schedule.threshold", got=threshold, want="a temperature above 0", fix="0.03 is FastCLIP's"
+        )
     if not 0 <= config.loss.label_smoothing < 1:
         raise value_error("loss.label_smoothing", got=config.loss.label_smoothing, want="in [0, 1)", fix="correct it")
     if config.loss.name == "siglip" and config.loss.label_smoothing:

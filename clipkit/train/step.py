@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.errors import value_error
-from clipkit.optim import learning_rate
 from clipkit.recipes import BaseRecipe
 from clipkit.train.config import Config
 from clipkit.train.parallelize import clip_gradients, gradient_sync, unwrap
 from clipkit.train.precision import Precision
+from clipkit.train.rates import group_rate
 from clipkit.train.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -116,16 +116,8 @@ class TrainStep:
         return losses
 
     def _set_learning_rate(self, step: int) -> float:
-        schedule = self.config.optim.schedule
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step,
-                total_steps=self.total_steps,
-                peak=group["peak_lr"],
-                warmup_steps=schedule.warmup_steps,
-                lr_min=schedule.lr_min,
-                shape=schedule.name,
-            )
+            group["lr"] = group_rate(group, step, self.config.optim, self.total_steps)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _random_state(self) -> tuple[Tensor, Tensor | None]:
