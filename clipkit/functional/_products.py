@@ -86,12 +86,12 @@ class Products:
         Features carry the factor world_size that the mean of DDP or FSDP takes away; the scale's gradient is global
         already.
         """
-        along_scale = unit * self._along_scale(x, y, layout)  # before the products are scaled where they are
+        scale_grad = unit * self.along_scale(x, y, layout)  # before the products are scaled where they are
         to_features = unit * layout.world_size * scale
         towers = [None if product is None else product.mul_(to_features) for product in (self.g_y, self.gt_x)]
-        return only_wanted(wants, (*towers, along_scale), like=along_scale)
+        return only_wanted(wants, (*towers, scale_grad), like=scale_grad)
 
-    def _along_scale(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+    def along_scale(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
         """Σ_ij G_ij <x_i, y_j> over all ranks, from either product: <X, G Y> = <Y, Gᵀ X>, O(n·d) and fp32
         throughout.
         """

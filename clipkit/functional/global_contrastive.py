@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine.precision import accumulation
+from clipkit.functional._anchors import Anchors, gather_keys
 from clipkit.functional._checks import (
     agree,
     as_scalar,
@@ -28,10 +29,19 @@ from clipkit.functional._checks import (
     check_vector,
     common_type,
 )
-from clipkit.functional._margins import log_sum_exps_over_ranks
-from clipkit.functional._ops import fake_gradients, loss_op, nothing, register_gradients, shared, wanted
-from clipkit.functional._products import Products, positive_logits
-from clipkit.parallel import announced, gather_rows, group_name, sum_over_ranks
+from clipkit.functional._ops import (
+    Gradients,
+    fake_gradients,
+    loss_op,
+    nothing,
+    only_wanted,
+    register_gradients,
+    shared,
+    wanted,
+)
+from clipkit.functional._products import Products
+from clipkit.functional._samples import Samples
+from clipkit.parallel import ALONE, announced, group_name
 
 
 def global_contrastive_loss(
@@ -81,10 +91,68 @@ def global_contrastive_loss(
         check_choice("tau_grad", tau_grad, ("exact", "reference"))
         image, text = common_type(image_features, text_features)
         scale = as_scalar("logit_scale", logit_scale, image)
-    state = (log_u_image.detach().to(scale.dtype), log_u_text.detach().to(scale.dtype))
-    options = (float(gamma), float(eps), tau_grad == "reference", wanted(image, text, scale), name, backend or "")
-    loss, log_u1, log_u2, *_ = _global_contrastive(image, text, scale, *state, *options)
-    return shared(loss, name), log_u1.detach(), log_u2.detach()
+    state = torch.stack([log_u.detach().to(scale.dtype) for log_u in (log_u_image, log_u_text)], dim=1)
+    found = surrogate(image, text, scale, state, gamma=gamma, eps=eps, tau_grad=tau_grad, group=group, backend=backend)
+    log_u1, log_u2 = found.log_u.unbind(1)
+    return found.loss, log_u1, log_u2
+
+
+class Surrogate(NamedTuple):
+    """`loss` is 0-D, with gradients; `log_u` [n, 2] are the new logarithms of this rank's normalisers, `samples` what
+    every rank now knows of the whole batch, in global order [N].
+    """
+
+    loss: Tensor
+    log_u: Tensor
+    samples: Samples
+
+
+def surrogate(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    log_u: Tensor,
+    *,
+    gamma: float,
+    eps: float,
+    tau_grad: str = "exact",
+    tau_weighted: bool = False,
+    ids: Tensor | None = None,
+    keys: tuple[Tensor | None, Tensor | None] = (None, None),
+    payload: torch.dtype | None = None,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Surrogate:
+    """`global_contrastive_loss` of checked arguments, with individual scales and all that a table of states needs.
+
+    Args:
+        scale: 0-D; or [n, 2], 1/τ of each image and each text anchor, constants here.
+        log_u: [n, 2].
+        tau_weighted: with individual scales, weigh every anchor by its τ, as RGCL prescribes.
+        ids: int64 [n], to be sent along.
+        keys: all ranks' image and text features, where they have been gathered already.
+        payload: the type that features travel in, None for their own.
+    """
+    name = group_name(group)
+    absent = image.new_empty(0)
+    sent = torch.empty(image.shape[0], 0, dtype=torch.int64, device=image.device) if ids is None else ids.unsqueeze(1)
+    loss, new, table, *_ = _global_contrastive(
+        image,
+        text,
+        scale,
+        log_u,
+        sent,
+        *(absent if key is None else key for key in keys),
+        float(gamma),
+        float(eps),
+        tau_grad == "reference",
+        tau_weighted,
+        "" if payload is None else str(payload).removeprefix("torch."),
+        wanted(image, text, scale),
+        name,
+        backend or "",
+    )
+    return Surrogate(shared(loss, name), new.detach(), Samples.of(table.detach(), individual=scale.dim() == 2))
 
 
 @loss_op("global_contrastive")
@@ -92,46 +160,47 @@ def _global_contrastive(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
-    log_u_image: Tensor,
-    log_u_text: Tensor,
+    log_u: Tensor,
+    ids: Tensor,
+    image_keys: Tensor,
+    text_keys: Tensor,
     gamma: float,
     eps: float,
     reference: bool,
+    tau_weighted: bool,
+    payload: str,
     wants: Sequence[bool],
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, log u1, log u2, unit gradients of image, text and scale)."""
-    settings = ("global_contrastive_loss", gamma, eps, reference)
+    """(loss, this rank's new log u [n, 2], `Samples.gather`, unit gradients of image, text and scale)."""
+    settings = ("global_contrastive_loss", gamma, eps, reference, tau_weighted, payload, scale.dim())
     layout = agree(image, group, *settings, wants=wants, backend=backend, least=2)
-    all_text = gather_rows(text, layout)
-    rows, columns = log_sum_exps_over_ranks(image, all_text, scale, layout, diagonal=layout.start, backend=backend)
-    positive = positive_logits(image, text, scale)
-    log_g = [lse - positive - math.log(layout.total - 1) for lse in (rows, columns[layout.mine])]
-    log_u1, log_u2 = (_advance(old, new, gamma) for old, new in zip((log_u_image, log_u_text), log_g, strict=True))
-    smoothed = [_log_plus(log_u1, eps), _log_plus(log_u2, eps)]
+    keys = gather_keys(image, text, (image_keys, text_keys), layout, getattr(torch, payload) if payload else None)
+    anchors = Anchors((image, text), keys, scale, layout, backend)
+    positive = anchors.positives()
+    log_sums, means = anchors.statistics()
+    log_g = log_sums - scale * positive - math.log(layout.total - 1)
+    new = _advance(log_u, log_g, gamma)
     # g / (u + ε) <= 1/γ, so this exponential cannot overflow.
-    ratios = [(new - floor).exp() for new, floor in zip(log_g, smoothed, strict=True)]
-    loss = sum_over_ranks((ratios[0] + ratios[1]).sum(), layout) / (2 * layout.total)
+    ratios = (log_g - _log_plus(new, eps)).exp()
+    slopes = torch.zeros_like(ratios) if means is None else ratios * (means - positive)
+    table = Samples(
+        log_u=new,
+        positive=positive,
+        share=(ratios / scale if tau_weighted else ratios).sum(1, keepdim=True),
+        slopes=slopes.sum(1, keepdim=True) if anchors.common else slopes,
+        scales=ratios[:, :0] if anchors.common else scale,
+        ids=ids,
+    ).gather(layout)
+    everyone = Samples.of(table, individual=not anchors.common)
+    loss = everyone.share.sum() / (2 * layout.total)
     if not any(layout.wants):
-        return loss, log_u1, log_u2, *nothing(loss)
-    # A pair's term is at most (N-1)/γ; in units of that, it fits whatever a backend holds weights in.
-    largest = (layout.total - 1) / gamma
-    offsets = [positive + floor + math.log(largest) for floor in smoothed]
-    products = Products.exponential(
-        image,
-        all_text,
-        scale,
-        layout,
-        row_offset=offsets[0],
-        column_offset=gather_rows(offsets[1], layout),
-        diagonal_weight=-gamma * (ratios[0] + ratios[1]),
-        wants=layout.wants,
-        backend=backend,
-    )
-    unit = 1 / (2 * layout.total * gamma)
-    image_grad, text_grad, scale_grad = products.gradients(image, text, scale, layout, unit=unit, wants=wants)
-    return loss, log_u1, log_u2, image_grad, text_grad, scale_grad * (2 if reference else 1)
+        return loss, new, table, *nothing(loss)
+    # An anchor's derivative by its cosines is weight · s: a factor of all if s is common, one if the weight is 1/s.
+    gains = None if anchors.common or tau_weighted else everyone.scales
+    gradients = _gradients(anchors, everyone, ratios, gains, gamma=gamma, eps=eps, wants=wants)
+    return loss, new, table, *gradients[:2], gradients[2] * (2 if reference else 1)
 
 
 @_global_contrastive.register_fake
@@ -139,21 +208,67 @@ def _(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
-    log_u_image: Tensor,
-    log_u_text: Tensor,
+    log_u: Tensor,
+    ids: Tensor,
+    image_keys: Tensor,
+    text_keys: Tensor,
     gamma: float,
     eps: float,
     reference: bool,
+    tau_weighted: bool,
+    payload: str,
     wants: Sequence[bool],
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = image.new_empty((), dtype=accumulation(image))
-    state = (torch.empty_like(log_u_image), torch.empty_like(log_u_text))
-    return loss, *state, *fake_gradients(wants, loss, image, text, scale)
+    total = image.shape[0] if group == ALONE else torch.library.get_ctx().new_dynamic_size()
+    columns = Samples.width(loss.dtype, individual=scale.dim() == 2, with_ids=ids.shape[1] > 0)
+    return (
+        loss,
+        torch.empty_like(log_u),
+        loss.new_empty(total, columns),
+        *fake_gradients(wants, loss, image, text, scale),
+    )
 
 
 register_gradients(_global_contrastive, count=3)
+
+
+def _gradients(
+    anchors: Anchors,
+    everyone: Samples,
+    ratios: Tensor,
+    gains: Tensor | None,
+    *,
+    gamma: float,
+    eps: float,
+    wants: Sequence[bool],
+) -> Gradients:
+    """Unit gradients of image, text and common scale.
+
+    Args:
+        ratios: g / (u + ε) of this rank's anchors [n, 2].
+        gains: a further factor of each anchor's terms [N, 2].
+    """
+    layout, scale = anchors.layout, anchors.scale
+    # A pair's term is at most (N-1)/γ times the largest gain: in such units it fits whatever a backend holds W in.
+    largest = 1.0 if gains is None else gains.max()
+    offsets = _log_plus(everyone.log_u, eps) + math.log((layout.total - 1) / gamma)
+    offsets += everyone.positive * (scale if anchors.common else everyone.scales)
+    if gains is not None:
+        offsets += (largest / gains).log()
+        ratios = ratios * (gains[layout.mine] / largest)
+    products = anchors.products(offsets, everyone.scales, -gamma * ratios.sum(1))
+    loss_unit = 1 / (2 * layout.total)
+    unit = loss_unit / gamma * largest
+    if anchors.in_one_sweep:
+        scale_grad = unit * Products(*products).along_scale(*anchors.towers, layout)
+    else:
+        scale_grad = loss_unit * everyone.slopes.sum()
+    to_features = unit * layout.world_size * (scale if anchors.common else 1.0)
+    towers = [None if product is None else product.mul_(to_features) for product in products]
+    return only_wanted(wants, (*towers, scale_grad), like=scale_grad)
 
 
 def _advance(log_u: Tensor, log_g: Tensor, gamma: float) -> Tensor:

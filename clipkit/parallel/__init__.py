@@ -4,13 +4,22 @@
 Collectives belong to torch.distributed (gloo and NCCL both run); with one process nothing here communicates.
 """
 
-from clipkit.parallel.collectives import gather_rows, logaddexp_over_ranks, scatter_sum_rows, sum_over_ranks
+from clipkit.parallel.collectives import (
+    Gathering,
+    begin_gather,
+    gather_rows,
+    logaddexp_over_ranks,
+    scatter_sum_rows,
+    sum_over_ranks,
+)
 from clipkit.parallel.layout import ALONE, Layout, announced, group_name
 
 __all__ = [
     "ALONE",
+    "Gathering",
     "Layout",
     "announced",
+    "begin_gather",
     "gather_rows",
     "group_name",
     "logaddexp_over_ranks",

@@ -7,6 +7,8 @@ part.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,16 +17,38 @@ from clipkit.parallel.compat import all_gather_single, reduce_scatter_single
 from clipkit.parallel.layout import Layout
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """Rows on their way from every rank. `mine` is what is being sent, kept until it has arrived."""
+
+    layout: Layout
+    mine: Tensor
+    arriving: Tensor
+    work: dist.Work | None
+
+    def wait(self) -> Tensor:
+        """All ranks' rows in rank order, [N, ...]. On a GPU the stream waits, the host does not."""
+        if self.work is not None:
+            self.work.wait()
+        if self.layout.total == self.arriving.shape[0]:
+            return self.arriving
+        blocks = self.arriving.split(max(self.layout.sizes))
+        return torch.cat([block[:size] for block, size in zip(blocks, self.layout.sizes, strict=True)])
+
+
+def begin_gather(rows: Tensor, layout: Layout, *, asynchronous: bool = True) -> Gathering:
+    """Send this rank's rows [n, ...] to all, and go on. Alone, they have arrived."""
+    if layout.group is None:
+        return Gathering(layout, rows, rows, None)
+    longest = max(layout.sizes)
+    arriving = rows.new_empty(layout.world_size * longest, *rows.shape[1:])
+    mine = _pad_rows(rows, longest)
+    return Gathering(layout, mine, arriving, all_gather_single(arriving, mine, layout.group, asynchronous=asynchronous))
+
+
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
     """All ranks' rows in rank order: [n, ...] -> [N, ...]. Alone, `rows` itself."""
-    if layout.group is None:
-        return rows
-    longest = max(layout.sizes)
-    gathered = rows.new_empty(layout.world_size * longest, *rows.shape[1:])
-    all_gather_single(gathered, _pad_rows(rows, longest), layout.group)
-    if layout.total == gathered.shape[0]:
-        return gathered
-    return torch.cat([block[:size] for block, size in zip(gathered.split(longest), layout.sizes, strict=True)])
+    return begin_gather(rows, layout, asynchronous=False).wait()
 
 
 def scatter_sum_rows(partial: Tensor, layout: Layout) -> Tensor:

@@ -13,10 +13,15 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, distributed_c10d
 
 
-def all_gather_single(output: Tensor, mine: Tensor, group: ProcessGroup) -> None:
-    """Every rank's `mine` [k, ...], one after the other in `output` [ranks · k, ...]."""
+def all_gather_single(
+    output: Tensor, mine: Tensor, group: ProcessGroup, *, asynchronous: bool = False
+) -> dist.Work | None:
+    """Every rank's `mine` [k, ...], one after the other in `output` [ranks · k, ...]; asynchronous: once the result has
+    been waited for.
+    """
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(output, mine, group=group)
+    work: dist.Work | None = gather(output, mine, group=group, async_op=asynchronous)
+    return work
 
 
 def reduce_scatter_single(mine: Tensor, parts: Tensor, group: ProcessGroup) -> None:
