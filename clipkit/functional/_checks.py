@@ -101,7 +101,7 @@ def agree(
     layout = Layout.of(rows, group, wants=wants, settings=settings)
     if layout.total < least:
         raise value_error(
-            "image_features",
+            "batch",
             got=f"{layout.total} rows in the global batch",
             want=f"at least {least}",
             fix="skip the step when no rank has samples" if least == 1 else "use a larger batch: negatives are needed",
