@@ -85,6 +85,7 @@ def passes() -> dict[str, Callable[[], object]]:
     zeros, lse, sums = torch.zeros(TILE), torch.full((TILE,), 6.0), torch.zeros(TILE, dtype=torch.float64)
     running = [torch.full((TILE,), -torch.inf), torch.zeros(TILE), torch.full((TILE,), -torch.inf), torch.zeros(TILE)]
     offsets, shrink, bias = torch.arange(TILE + 1), torch.ones(TILE), torch.full((TILE,), -10.0)
+    scales, moment = torch.full((TILE,), 1 / 0.07), torch.zeros(TILE)
     tiles = [torch.empty(TILE, TILE) for _ in range(2)]
     cosines = torch.randn(TILE, TILE, generator=torch.Generator().manual_seed(0)) / WIDTH**0.5
 
@@ -107,8 +108,10 @@ def passes() -> dict[str, Callable[[], object]]:
         "refill": refill,
         "torch.exp": lambda: torch.exp(tiles[0], out=tiles[0]),
         "statistics": calling("tile_statistics", lines, 0, zeros, *running),
-        "gradient": calling("tile_gradient", lines, 0, zeros, lse, lse),
-        "gradient, rows": calling("tile_gradient", lines, 0, zeros, lse, 0),
+        "anchors": calling("tile_anchors", lines, 0, scales, *running[:2], moment),
+        "gradient": calling("tile_gradient", lines, 0, zeros, lse, 0, lse, 0),
+        "gradient, rows": calling("tile_gradient", lines, 0, zeros, lse, 0, 0, 0),
+        "gradient, scales": calling("tile_gradient", lines, 0, zeros, lse, scales, lse, scales),
         "online softmax": calling("tile_online_softmax", lines, 0, zeros, *running[:2], shrink),
         "sigmoid": calling("tile_sigmoid", bias, offsets, lines, 0, sums),
         "divergence": calling("tile_divergence", tiles[1], 20.0, lse, lse, lse, lse),

@@ -88,9 +88,20 @@ void statistics(const std::string& kernel, const Tower& x, const Tower& y, float
   bf16_statistics(logits, {reinterpret_cast<const int64_t*>(positive), 0}, row, column);
 }
 
+void anchors(const std::string& kernel, const Tower& x, const Tower& y, std::uintptr_t positive, std::uintptr_t row_factor,
+             std::uintptr_t row_offset, std::uintptr_t row_sum, std::uintptr_t moment, int threads) {
+  const Bf16Form logits = form(kernel, x, y, 1.0f, threads);
+  const int64_t rows = logits.x.rows;
+  const auto* factor = pointer<const float>(row_factor, rows, "row_factor");
+  const RunningSums row{pointer<float>(row_offset, rows, "row_offset"), pointer<float>(row_sum, rows, "row_sum")};
+  auto* weighted = pointer<float>(moment, rows, "moment");
+  py::gil_scoped_release release;
+  bf16_anchors(logits, {reinterpret_cast<const int64_t*>(positive), 0}, factor, row, weighted);
+}
+
 void products(const std::string& kernel, const Tower& x, const Tower& y, float scale, std::uintptr_t positive,
-              std::uintptr_t positive_weight, std::uintptr_t row_offset, std::uintptr_t column_offset, std::uintptr_t g_y,
-              std::uintptr_t gt_x, int threads) {
+              std::uintptr_t positive_weight, std::uintptr_t row_offset, std::uintptr_t row_factor, std::uintptr_t column_offset,
+              std::uintptr_t column_factor, std::uintptr_t g_y, std::uintptr_t gt_x, int threads) {
   const Bf16Form logits = form(kernel, x, y, scale, threads);
   const int64_t rows = logits.x.rows, columns = logits.y.rows, width = logits.x.columns;
   if (row_offset == 0 && column_offset == 0)
@@ -98,7 +109,9 @@ void products(const std::string& kernel, const Tower& x, const Tower& y, float s
   const Bf16Weights weights{{reinterpret_cast<const int64_t*>(positive), 0},
                             pointer<const float>(positive_weight, positive ? rows : 0, "positive_weight"),
                             reinterpret_cast<const float*>(row_offset),
-                            reinterpret_cast<const float*>(column_offset)};
+                            reinterpret_cast<const float*>(column_offset),
+                            reinterpret_cast<const float*>(row_factor),
+                            reinterpret_cast<const float*>(column_factor)};
   const Fp32Matrix to_x{reinterpret_cast<float*>(g_y), width, rows, width}, to_y{reinterpret_cast<float*>(gt_x), width, columns, width};
   py::gil_scoped_release release;
   bf16_products(logits, weights, to_x, to_y);
@@ -121,9 +134,11 @@ void bind_bf16(py::module_& module) {
   module.def("bf16_statistics", &statistics, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"), py::arg("positive"),
              py::arg("row_offset"), py::arg("row_sum"), py::arg("column_offset"), py::arg("column_sum"), py::arg("threads"),
              "tile_statistics over all tiles of scale x y^T; a tower is (address, row stride, rows, columns).");
+  module.def("bf16_anchors", &anchors, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("positive"), py::arg("row_factor"),
+             py::arg("row_offset"), py::arg("row_sum"), py::arg("moment"), py::arg("threads"), "tile_anchors over all tiles of x y^T.");
   module.def("bf16_products", &products, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"), py::arg("positive"),
-             py::arg("positive_weight"), py::arg("row_offset"), py::arg("column_offset"), py::arg("g_y"), py::arg("gt_x"),
-             py::arg("threads"), "g_y += G y and gt_x += G^T x, contiguous, for the weights of tile_gradient; 0 leaves an array out.");
+             py::arg("positive_weight"), py::arg("row_offset"), py::arg("row_factor"), py::arg("column_offset"),
+             py::arg("column_factor"), py::arg("g_y"), py::arg("gt_x"), py::arg("threads"), "g_y += G y and gt_x += G^T x, contiguous, for the weights of tile_gradient; 0 leaves an array out.");
 }
 
 }  // namespace clipkit

@@ -139,6 +139,25 @@ struct StatisticsWorker {
   void after(const Part&) {}
 };
 
+struct AnchorsWorker {
+  Positives positives;
+  const float* row_factor;
+  RunningSums row;
+  float* moment;
+  Logits logits;
+
+  void begin(const Part& band) { logits.begin(band); }
+  void before(const Part& part) { logits.make(part); }
+  void in_turn(const Part& part) {
+    passes().anchors({logits.tile(),
+                      row_factor + part.row,
+                      positives_of(positives, part),
+                      {row.offset + part.row, row.sum + part.row},
+                      moment + part.row});
+  }
+  void after(const Part&) {}
+};
+
 struct ProductsWorker {
   const Bf16Form& form;
   const Bf16Weights& weights;
@@ -156,7 +175,8 @@ struct ProductsWorker {
   void before(const Part& part) {
     logits.make(part);
     passes().gradient({logits.tile(), positives_of(weights.positives, part), from(weights.positive_weight, part.row),
-                       from(weights.row_offset, part.row), from(weights.column_offset, part.column)});
+                       from(weights.row_offset, part.row), from(weights.column_offset, part.column),
+                       from(weights.row_factor, part.row), from(weights.column_factor, part.column)});
   }
 
   void in_turn(const Part& part) {
@@ -179,6 +199,10 @@ struct ProductsWorker {
 
 void bf16_statistics(const Bf16Form& form, Positives positives, RunningSums row, RunningSums column) {
   sweep(form, [&] { return StatisticsWorker{positives, row, column, Logits(form)}; });
+}
+
+void bf16_anchors(const Bf16Form& form, Positives positives, const float* row_factor, RunningSums row, float* moment) {
+  sweep(form, [&] { return AnchorsWorker{positives, row_factor, row, moment, Logits(form)}; });
 }
 
 void bf16_products(const Bf16Form& form, const Bf16Weights& weights, const Fp32Matrix& g_y, const Fp32Matrix& gt_x) {

@@ -46,14 +46,23 @@ void tile_statistics(const TileArguments& given, Address positive, int64_t first
   passes().statistics({given.tile, {optional<const int64_t>(positive), first}, optional<float>(positive_logit), row, column, scratch.data()});
 }
 
+void tile_anchors(const TileArguments& given, Address positive, int64_t first, Address row_factor, Address row_offset, Address row_sum,
+                  Address moment) {
+  const auto* factor = given.of_rows<const float>(row_factor, "row_factor");
+  const RunningSums row{given.of_rows<float>(row_offset, "row_offset"), given.of_rows<float>(row_sum, "row_sum")};
+  auto* products = given.of_rows<float>(moment, "moment");
+  py::gil_scoped_release release;
+  passes().anchors({given.tile, factor, {optional<const int64_t>(positive), first}, row, products});
+}
+
 void tile_gradient(const TileArguments& given, Address positive, int64_t first, Address positive_weight, Address row_offset,
-                   Address column_offset) {
+                   Address row_factor, Address column_offset, Address column_factor) {
   if (row_offset == 0 && column_offset == 0)
     throw std::invalid_argument("row_offset, column_offset: got neither; want the offsets of at least one direction");
   const auto* weight = pointer<const float>(positive_weight, positive ? given.tile.rows : 0, "positive_weight");
   py::gil_scoped_release release;
   passes().gradient({given.tile, {optional<const int64_t>(positive), first}, weight, optional<const float>(row_offset),
-                     optional<const float>(column_offset)});
+                     optional<const float>(column_offset), optional<const float>(row_factor), optional<const float>(column_factor)});
 }
 
 void tile_online_softmax(const TileArguments& given, Address positive, int64_t first, Address positive_logit, Address row_offset,
@@ -143,9 +152,13 @@ void bind_cpu(py::module_& module) {
   module.def("tile_statistics", &tile_statistics, py::arg("tile"), py::arg("positive"), py::arg("first"), py::arg("positive_logit"),
              py::arg("row_offset"), py::arg("row_sum"), py::arg("column_offset"), py::arg("column_sum"),
              "Merge the tile's row and column sums of exp(s) into running ones (offset + log sum); positives are left out.");
+  module.def("tile_anchors", &tile_anchors, py::arg("tile"), py::arg("positive"), py::arg("first"), py::arg("row_factor"),
+             py::arg("row_offset"), py::arg("row_sum"), py::arg("moment"),
+             "Merge the row sums of exp(row_factor p) and of p exp(row_factor p) into running ones; positives are left out.");
   module.def("tile_gradient", &tile_gradient, py::arg("tile"), py::arg("positive"), py::arg("first"), py::arg("positive_weight"),
-             py::arg("row_offset"), py::arg("column_offset"),
-             "Overwrite products by exp(s - row_offset) + exp(s - column_offset), and positives by their weights.");
+             py::arg("row_offset"), py::arg("row_factor"), py::arg("column_offset"), py::arg("column_factor"),
+             "Overwrite products by exp(s - row_offset) + exp(s - column_offset), and positives by their weights; a line's factor "
+             "replaces the tile's scale.");
   module.def("tile_online_softmax", &tile_online_softmax, py::arg("tile"), py::arg("positive"), py::arg("first"),
              py::arg("positive_logit"), py::arg("row_offset"), py::arg("row_sum"), py::arg("shrink"),
              "Overwrite products by exp(s - running row offset) and tell by what sums made so far have shrunk.");

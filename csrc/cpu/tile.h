@@ -36,12 +36,23 @@ struct Statistics {
   float* scratch;          // [2 * columns]
 };
 
+// Row sums of exp(row_factor_i * p_ij), the factor in place of the tile's scale, and the sums of p_ij with the same weights.
+struct Anchors {
+  Tile tile;
+  const float* row_factor;  // [rows]
+  Positives positives;      // left out; their products are overwritten
+  RunningSums row;
+  float* moment;            // [rows], relative to the same offset as the row's sum
+};
+
 struct Gradient {
   Tile tile;
   Positives positives;
   const float* positive_weight;  // [rows]: G there
   const float* row_offset;       // [rows] or null: no such term
   const float* column_offset;    // [columns] or null
+  const float* row_factor;       // [rows] or null: what products are multiplied by in the rows' term, where it is not the tile's scale
+  const float* column_factor;    // [columns] or null
 };
 
 // Row sums relative to a running offset, products replaced by their terms: softmax in one sweep.
@@ -111,6 +122,7 @@ struct CurvatureWeights {
 struct TilePasses {
   const char* name;
   void (*statistics)(const Statistics&);
+  void (*anchors)(const Anchors&);
   void (*gradient)(const Gradient&);
   void (*online_softmax)(const OnlineSoftmax&);
   double (*sigmoid)(const Sigmoid&);  // returns the sum of softplus

@@ -8,18 +8,22 @@ namespace clipkit {
 namespace CLIPKIT_ISA {
 namespace {
 
-template <bool kRows, bool kColumns>
+template <bool kRows, bool kColumns, bool kFactors>
 CLIPKIT_INLINE void tile_gradient_of(const Gradient& work) {
   const Tile& tile = work.tile;
   for (int64_t i = 0; i < tile.rows; ++i) {
     float* line = tile.products + i * tile.stride;
     const float row_offset = kRows ? work.row_offset[i] : 0.0f;
+    const float row_factor = kFactors && work.row_factor ? work.row_factor[i] : tile.scale;
     along(tile.columns, [&](int64_t j, auto lanes) CLIPKIT_LAMBDA {
-      const Floats s = logit(lanes.load(line + j), tile.scale);
+      const Floats product = lanes.load(line + j);
+      const Floats along_row = logit(product, row_factor);
       Floats weight;
-      if (kRows) weight = exponential(s - row_offset);
+      if (kRows) weight = exponential(along_row - row_offset);
       if (kColumns) {
-        const Floats other = exponential(s - lanes.load(work.column_offset + j));
+        const bool own = kFactors && work.column_factor;
+        const Floats down_column = kFactors ? logit(product, own ? lanes.load(work.column_factor + j) : all(tile.scale)) : along_row;
+        const Floats other = exponential(down_column - lanes.load(work.column_offset + j));
         weight = kRows ? weight + other : other;
       }
       lanes.store(line + j, weight);
@@ -30,10 +34,15 @@ CLIPKIT_INLINE void tile_gradient_of(const Gradient& work) {
   }
 }
 
+template <bool kFactors>
+CLIPKIT_INLINE void tile_gradient_with(const Gradient& work) {
+  if (!work.column_offset) return tile_gradient_of<true, false, kFactors>(work);
+  if (!work.row_offset) return tile_gradient_of<false, true, kFactors>(work);
+  tile_gradient_of<true, true, kFactors>(work);
+}
+
 inline void tile_gradient(const Gradient& work) {
-  if (!work.column_offset) return tile_gradient_of<true, false>(work);
-  if (!work.row_offset) return tile_gradient_of<false, true>(work);
-  tile_gradient_of<true, true>(work);
+  work.row_factor || work.column_factor ? tile_gradient_with<true>(work) : tile_gradient_with<false>(work);
 }
 
 // How far a row's logits may pass its offset before what was summed so far is scaled down: nothing is lost below e^88 / (terms), and an
@@ -42,7 +51,7 @@ constexpr float kHeadroom = 16.0f;
 
 inline void tile_online_softmax(const OnlineSoftmax& work) {
   const Tile& tile = work.tile;
-  const float factor = factor_of(tile);
+  const float factor = factor_of(tile.scale);
   mask_positives(tile, work.positives, factor, work.positive_logit);
   for (int64_t i = 0; i < tile.rows; ++i) {
     float* line = tile.products + i * tile.stride;

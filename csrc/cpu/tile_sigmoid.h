@@ -48,7 +48,7 @@ inline double put_in_positives(const Sigmoid& work, const RowOfPositives& row, f
 template <bool kGradient>
 CLIPKIT_INLINE double tile_sigmoid_of(const Sigmoid& work) {
   const Tile& tile = work.tile;
-  const float factor = factor_of(tile);
+  const float factor = factor_of(tile.scale);
   float* down = work.scratch + 2 * tile.columns;  // fp32 within the tile, double across tiles
   if (kGradient) memset(down, 0, sizeof(float) * tile.columns);
   double loss = 0.0;

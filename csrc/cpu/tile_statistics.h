@@ -20,7 +20,7 @@ namespace {
 constexpr float kNothing = -INFINITY;  // the logit of what is left out, and the offset of an empty sum
 
 // A factor with which a masked product, infinite, is a logit of -infinity, also where the scale is zero.
-CLIPKIT_INLINE float factor_of(const Tile& tile) { return tile.scale == 0.0f ? 1e-38f : tile.scale; }
+CLIPKIT_INLINE float factor_of(float scale) { return scale == 0.0f ? 1e-38f : scale; }
 
 CLIPKIT_INLINE float masked_product(float factor) { return factor < 0.0f ? INFINITY : -INFINITY; }
 
@@ -31,14 +31,16 @@ CLIPKIT_INLINE int64_t positive_of(const Positives& positives, int64_t i, int64_
   return j >= 0 && j < columns ? j : -1;
 }
 
+CLIPKIT_INLINE void mask_positive(const Tile& tile, const Positives& positives, int64_t i, float factor, float* logits) {
+  const int64_t j = positive_of(positives, i, tile.columns);
+  if (j < 0) return;
+  float& product = tile.products[i * tile.stride + j];
+  if (logits) logits[i] = tile.scale * product;
+  product = masked_product(factor);
+}
+
 CLIPKIT_INLINE void mask_positives(const Tile& tile, const Positives& positives, float factor, float* logits) {
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const int64_t j = positive_of(positives, i, tile.columns);
-    if (j < 0) continue;
-    float& product = tile.products[i * tile.stride + j];
-    if (logits) logits[i] = tile.scale * product;
-    product = masked_product(factor);
-  }
+  for (int64_t i = 0; i < tile.rows; ++i) mask_positive(tile, positives, i, factor, logits);
 }
 
 CLIPKIT_INLINE float largest_logit(const float* line, int64_t columns, float factor) {
@@ -49,12 +51,24 @@ CLIPKIT_INLINE float largest_logit(const float* line, int64_t columns, float fac
   return largest(best);
 }
 
+// What sums relative to a running offset and to another one count for, relative to the larger, which the running one becomes.
+struct Shares {
+  float before;
+  float now;
+};
+
+CLIPKIT_INLINE Shares raise(float& running_offset, float offset) {
+  const float reference = offset > running_offset ? offset : running_offset;
+  const Shares shares{expf(running_offset - reference), expf(offset - reference)};
+  running_offset = reference;
+  return shares;
+}
+
 // Adds sum * e^offset to a running sum. Nothing at all leaves it as it is; a NaN enters it.
 CLIPKIT_INLINE void merge(float& running_offset, float& running_sum, float offset, float sum) {
   if (sum == 0.0f) return;
-  const float reference = offset > running_offset ? offset : running_offset;
-  running_sum = running_sum * expf(running_offset - reference) + sum * expf(offset - reference);
-  running_offset = reference;
+  const Shares shares = raise(running_offset, offset);
+  running_sum = running_sum * shares.before + sum * shares.now;
 }
 
 struct ColumnSums {
@@ -128,7 +142,7 @@ inline void merge_columns(const Statistics& work, float factor, const ColumnSums
 template <bool kColumns>
 CLIPKIT_INLINE void tile_statistics_of(const Statistics& work) {
   const Tile& tile = work.tile;
-  const float factor = factor_of(tile);
+  const float factor = factor_of(tile.scale);
   ColumnSums down{kNothing, work.scratch};
   if (kColumns) std::memset(down.sum, 0, sizeof(float) * tile.columns);
   mask_positives(tile, work.positives, factor, work.positive_logit);

@@ -10,7 +10,7 @@ namespace {
 
 // s = scale * p, rounded before anything is subtracted from it. A fused multiply-subtract would be exact where a log-sum-exp is rounded: at
 // logits of 1e3 the weight of a row's largest logit, e^(s - LSE) = 1, would then be wrong by 3e-5 instead of right.
-CLIPKIT_INLINE Floats logit(Floats product, float scale) {
+CLIPKIT_INLINE Floats logit(Floats product, Floats scale) {
   Floats s = product * scale;
 #if defined(__x86_64__)
   asm("" : "+v"(s));  // costs nothing, and is no multiplication to fuse with
@@ -19,6 +19,8 @@ CLIPKIT_INLINE Floats logit(Floats product, float scale) {
 #endif
   return s;
 }
+
+CLIPKIT_INLINE Floats logit(Floats product, float scale) { return logit(product, all(scale)); }
 
 // exp(x) within 2 ulp; 0 below -87.33 (no denormals), infinity above 88.72, NaN for NaN. kMayOverflow = false: x is at most 88.
 // x = n ln2 + f with |f| <= ln2/2, and e^f = 1 + f + f^2 q(f), q of degree 4 (relative error 3e-9).

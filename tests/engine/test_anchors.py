@@ -191,7 +191,7 @@ def test_products_with_scales_of_lines_equal_the_naive_form(backend, dtype, want
             assert ((result.double() - left @ right.double()).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_scale_for_all_lines_is_the_scale(backend, dtype):
     """To the bit: the factor of a line is made before it multiplies a product."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import clipkit
-from clipkit.engine.cpu_backend.exponential import exponential_products, log_sum_exps
+from clipkit.engine.cpu_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
 from tests.reference import naive
 from tests.reference.cases import value_and_gradients
 from tests.reference.naive import unit
@@ -65,6 +65,19 @@ def test_products_equal_float64(kernel, rows, columns, width, diagonal, wanted):
         assert ((result.double() - left @ right.double()).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("rows, columns, width", SHAPES)
+@pytest.mark.parametrize("diagonal", [None, 40, -700])
+def test_anchor_statistics_equal_float64(kernel, rows, columns, width, diagonal):
+    x, y = towers(rows, columns, width)
+    scale = torch.linspace(-60.0, 100.0, rows)
+    products, positives = exact_logits(x, y, 1.0, diagonal)
+    logits = (scale.double()[:, None] * products).masked_fill(positives, -torch.inf)
+    lse, mean = anchor_statistics(x, y, scale, diagonal=diagonal)
+    torch.testing.assert_close(lse.double(), logits.logsumexp(1), rtol=0, atol=3e-5)
+    exact = torch.where(positives.all(1), 0.0, (logits.softmax(1) * products.masked_fill(positives, 0.0)).sum(1))
+    torch.testing.assert_close(mean.double(), exact, rtol=0, atol=1e-5)
+
+
 def test_one_and_more_threads_give_the_same_bits(kernel):
     x, y = towers(1700, 1500, 40)
     threads = torch.get_num_threads()
@@ -75,7 +88,10 @@ def test_one_and_more_threads_give_the_same_bits(kernel):
             row, column = log_sum_exps(x, y, 50.0, diagonal=3)
             offsets = {"row_offset": row, "column_offset": column, "diagonal": 3, "diagonal_weight": -torch.ones(1700)}
             products = exponential_products(x, y, 50.0, **offsets, want_x=True, want_y=True)
-            results.append((row, column, *products))
+            lines = {"row_scale": torch.linspace(0.5, 1.0, 1700), "column_scale": torch.linspace(1.0, -0.5, 1500)}
+            scaled = exponential_products(x, y, 50.0, **offsets, **lines, want_x=True, want_y=True)
+            anchors = anchor_statistics(x, y, 50.0 * lines["row_scale"], diagonal=3)
+            results.append((row, column, *products, *scaled, *anchors))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))

@@ -111,6 +111,67 @@ def test_rows_alone(passes):
 
 
 @everywhere
+@pytest.mark.parametrize("factors", [(-30.0, 30.0), (0.0, 1e-20)])
+def test_anchors(passes, rows, columns, factors):
+    """Two tiles side by side, at a factor of each row's own; the second lies far above or below the first."""
+    tiles = [random_tile(rows, columns, padding=2, seed=k) for k in range(2)]
+    tiles[1][:, :columns] += 5.0
+    factor, positive = torch.linspace(*factors, rows), torch.arange(rows) + columns // 2
+    products = torch.cat([exact_logits(tile, columns, 1.0) for tile in tiles], 1)
+    own = is_positive(positive, 0, 2 * columns)
+    logits = (factor.double()[:, None] * products).masked_fill(own, -torch.inf)
+    offset, total, moment = torch.full((rows,), -torch.inf), torch.zeros(rows), torch.zeros(rows)
+    for k, tile in enumerate(tiles):
+        passes.call("tile_anchors", tile, columns, 1.0, positive, k * columns, factor, offset, total, moment)
+        assert tile[:, columns:].isnan().all()
+    close(offset.double() + total.double().log(), logits.logsumexp(1), rtol=1e-6, atol=4e-5)
+    close((moment / total).double(), (logits.softmax(1) * products.masked_fill(own, 0.0)).sum(1), rtol=0, atol=6e-5)
+
+
+def test_anchors_of_nothing_and_of_nan(passes):
+    tile, factor = torch.tensor([[torch.nan, 1.0, 2.0], [1.0, torch.nan, 3.0], [-torch.inf] * 3]), torch.ones(3)
+    offset, total, moment = torch.full((3,), -torch.inf), torch.zeros(3), torch.zeros(3)
+    passes.call("tile_anchors", tile, 3, 1.0, torch.arange(3), 0, factor, offset, total, moment)
+    exact = torch.tensor([1.0, 2.0]).double()
+    close((offset + total.log())[0].double(), exact.logsumexp(0), rtol=1e-6, atol=0)
+    close((moment / total)[0].double(), (exact.softmax(0) * exact).sum(), rtol=1e-6, atol=0)
+    assert (offset + total.log())[1] == pytest.approx(torch.tensor([1.0, 3.0]).logsumexp(0).item(), rel=1e-6)
+    assert (offset[2], total[2], moment[2]) == (-torch.inf, 0.0, 0.0)
+    tile = torch.tensor([[0.0, torch.nan, 2.0]])
+    passes.call("tile_anchors", tile, 3, 1.0, None, 0, factor, offset, total, moment)
+    assert total[0].isnan()
+    assert moment[0].isnan()
+
+
+@everywhere
+@pytest.mark.parametrize("which", ["rows", "columns", "both"])
+def test_exponential_weights_with_factors_of_lines(passes, rows, columns, which):
+    buffer = random_tile(rows, columns, padding=3, spread=0.3)
+    given = [torch.linspace(-20.0, 40.0, rows), torch.linspace(35.0, 5.0, columns)]
+    factors = [line if which in (name, "both") else None for name, line in zip(("rows", "columns"), given, strict=True)]
+    along, down = (torch.tensor(30.0) if line is None else line for line in factors)
+    products = exact_logits(buffer, columns, 1.0)
+    to_rows, to_columns = along.double().reshape(-1, 1) * products, down.double() * products
+    offsets = [to_rows.logsumexp(1), to_columns.logsumexp(0)]
+    expected = (to_rows - offsets[0][:, None]).exp() + (to_columns - offsets[1]).exp()
+    passes.call(
+        "tile_gradient",
+        buffer,
+        columns,
+        30.0,
+        None,
+        0,
+        None,
+        offsets[0].float(),
+        factors[0],
+        offsets[1].float(),
+        factors[1],
+    )
+    close(buffer[:, :columns].double(), expected, rtol=0, atol=1e-5)
+    assert buffer[:, columns:].isnan().all()
+
+
+@everywhere
 @pytest.mark.parametrize("terms", ["both", "rows", "columns"])
 def test_exponential_weights(passes, rows, columns, terms):
     buffer = random_tile(rows, columns, padding=3, spread=0.3)
@@ -122,7 +183,7 @@ def test_exponential_weights(passes, rows, columns, terms):
     )
     expected = torch.where(is_positive(positive, 2, columns), weight[:, None].double(), expected)
     offsets = [row_lse.float() if terms != "columns" else None, column_lse.float() if terms != "rows" else None]
-    passes.call("tile_gradient", buffer, columns, 30.0, positive, 2, weight, *offsets)
+    passes.call("tile_gradient", buffer, columns, 30.0, positive, 2, weight, offsets[0], None, offsets[1], None)
     close(buffer[:, :columns].double(), expected, rtol=0, atol=1e-5)
     assert buffer[:, columns:].isnan().all()
 
@@ -236,7 +297,7 @@ def test_curvature(passes, rows, columns, directions):
 @pytest.mark.parametrize("logit", [200.0, 89.0, 88.0, 0.0, -80.0, -88.0, -104.0, -1e30, -torch.inf, torch.nan])
 def test_the_exponential_at_its_ends(passes, logit):
     products, zero = torch.full((1, 33), logit), torch.zeros(33)
-    passes.call("tile_gradient", products, 33, 1.0, None, 0, None, zero[:1], None)
+    passes.call("tile_gradient", products, 33, 1.0, None, 0, None, zero[:1], None, None, None)
     exact = torch.tensor(logit).double().exp().float()
     if exact < 1.2e-38:
         exact = torch.tensor(0.0)  # denormals are flushed
@@ -261,6 +322,6 @@ def test_bad_sizes_pointers_and_names_raise(native):
     with pytest.raises(ValueError, match="row_sum"):
         native.tile_statistics(good, 0, 0, 0, tile.data_ptr(), 0, 0, 0)
     with pytest.raises(ValueError, match="row_offset, column_offset"):
-        native.tile_gradient(good, 0, 0, 0, 0, 0)
+        native.tile_gradient(good, 0, 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match=r"name: got 'mmx'; want one of instruction_sets\(\)"):
         native.use_instruction_set("mmx")

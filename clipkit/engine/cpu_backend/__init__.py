@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from clipkit.engine.cpu_backend.compiled import obstacle
 from clipkit.engine.cpu_backend.detached import softmax_sweep
-from clipkit.engine.cpu_backend.exponential import exponential_products, log_sum_exps
+from clipkit.engine.cpu_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
 from clipkit.engine.cpu_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.cpu_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
 from clipkit.engine.cpu_backend.two_forms import pair_divergence
 
 __all__ = [
     "SWEEPS",
+    "anchor_statistics",
     "curvature_products",
     "curvature_sums",
     "exponential_products",

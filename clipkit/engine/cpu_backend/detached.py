@@ -100,7 +100,7 @@ class _Slabs:
         """Turn a kept tile into weights and add its products."""
         tile = self._tile(rows, columns)
         labels = (*at(rows, self._labels), columns.start, *at(rows, self._weight))
-        compiled().tile_gradient(tile_of(tile, self._factor), *labels, *at(rows, self._lse), 0)
+        compiled().tile_gradient(tile_of(tile, self._factor), *labels, *at(rows, self._lse), 0, 0, 0)
         if self.g_y is not None:
             self._products.add_to_rows(tile, rows, columns, self.g_y)
         assert self.gt_x is not None

@@ -7,10 +7,11 @@ going through Python tile by tile would cost a quarter of the time (0.13 against
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from clipkit.engine import torch_backend
 from clipkit.engine.cpu_backend.compiled import compiled
 from clipkit.engine.cpu_backend.passes import RunningSums, at, diagonal_columns, fp32_zeros, tile_of
 from clipkit.engine.cpu_backend.products import bf16_kernel, matrix_of, products_of, with_contiguous_rows
@@ -38,6 +39,42 @@ def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -
     return row.log(), column.log()
 
 
+def anchor_statistics(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
+    """See `clipkit.engine.sweeps.anchor_statistics`."""
+    every_row, every_column = whole(x, y)
+    factor = scale.expand(len(x)).contiguous()
+    sums, moment = RunningSums.empty(len(x), x), x.new_zeros(len(x), dtype=torch.float32)
+    positive = None if diagonal is None else diagonal_columns(len(x), diagonal, x)
+    if kernel := bf16_kernel(x.dtype):
+        x, y = with_contiguous_rows(x), with_contiguous_rows(y)
+        lines = at(every_row, positive, factor, *sums, moment)
+        compiled().bf16_anchors(kernel, matrix_of(x), matrix_of(y), *lines, torch.get_num_threads())
+    else:
+        products = products_of(x, y)
+
+        def work(rows: slice, columns: slice, tile: Tensor) -> None:
+            products.tile(rows, columns, tile)
+            lines = (*at(rows, positive), columns.start, *at(rows, factor, *sums, moment))
+            compiled().tile_anchors(tile_of(tile, 1.0), *lines)
+
+        over_tiles((every_row, every_column), work, like=x)
+    return sums.log(), moment.div_(sums.total).masked_fill_(sums.total == 0.0, 0.0)
+
+
+class Term(NamedTuple):
+    """One direction's part of G, e^(factor · product - offset): vectors of its lines, absent or contiguous."""
+
+    offset: Tensor | None
+    factor: Tensor | None
+
+    @classmethod
+    def of(cls, offset: Tensor | None, scale: Tensor | None, common: float) -> Term:
+        """`scale` multiplies the common one; without it, there are no factors and the tile's scale serves."""
+        return cls(
+            None if offset is None else offset.contiguous(), None if scale is None else (scale * common).contiguous()
+        )
+
+
 def exponential_products(
     x: Tensor,
     y: Tensor,
@@ -52,29 +89,14 @@ def exponential_products(
     want_x: bool,
     want_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `clipkit.engine.sweeps.exponential_products`; plain torch serves scales of lines."""
-    if row_scale is not None or column_scale is not None:
-        return torch_backend.exponential_products(
-            x,
-            y,
-            scale,
-            row_offset=row_offset,
-            column_offset=column_offset,
-            row_scale=row_scale,
-            column_scale=column_scale,
-            diagonal=diagonal,
-            diagonal_weight=diagonal_weight,
-            want_x=want_x,
-            want_y=want_y,
-        )
+    """See `clipkit.engine.sweeps.exponential_products`."""
     (every_row, every_column), factor = whole(x, y), float(scale)
     positive, weight = diagonal_columns(len(x), diagonal, x), diagonal_weight.contiguous()
-    row_offset = None if row_offset is None else row_offset.contiguous()
-    column_offset = None if column_offset is None else column_offset.contiguous()
+    of_rows, of_columns = Term.of(row_offset, row_scale, factor), Term.of(column_offset, column_scale, factor)
     g_y, gt_x = fp32_zeros(want_x, x), fp32_zeros(want_y, y)
     if kernel := bf16_kernel(x.dtype):
         x, y = with_contiguous_rows(x), with_contiguous_rows(y)
-        arrays = (*at(every_row, positive, weight, row_offset), *at(every_column, column_offset))
+        arrays = (*at(every_row, positive, weight, *of_rows), *at(every_column, *of_columns))
         results = (*at(every_row, g_y), *at(every_column, gt_x))
         compiled().bf16_products(kernel, matrix_of(x), matrix_of(y), factor, *arrays, *results, torch.get_num_threads())
         return g_y, gt_x
@@ -83,7 +105,7 @@ def exponential_products(
     def work(rows: slice, columns: slice, tile: Tensor) -> None:
         products.tile(rows, columns, tile)
         positives = (*at(rows, positive), columns.start, *at(rows, weight))
-        compiled().tile_gradient(tile_of(tile, factor), *positives, *at(rows, row_offset), *at(columns, column_offset))
+        compiled().tile_gradient(tile_of(tile, factor), *positives, *at(rows, *of_rows), *at(columns, *of_columns))
         if g_y is not None:
             products.add_to_rows(tile, rows, columns, g_y)
         if gt_x is not None:
