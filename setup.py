@@ -207,7 +207,7 @@ def ninja_file(tools: dict[str, str], nvcc: str | None, output: Path) -> str:
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     strip = "" if sys.platform == "darwin" else "-s"
     linker = f"{nvcc} {shared} -cudart static -Xlinker {strip}" if nvcc else f"{tools['cxx']} {shared} {strip}"
-    cxx_flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fopenmp-simd -Wall {includes} {defines}"
+    cxx_flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall {includes} {defines}"
     lines = [
         f"rule cxx\n  command = {tools['cxx']} {cxx_flags} $isa"
         " -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",

@@ -13,12 +13,15 @@ using hopper::Features;
 using hopper::Plan;
 using hopper::Sweep;
 
-// Tile coordinates are 32-bit, and so is a row plus a diagonal.
+// Tile coordinates are 32-bit, and so are a row plus a diagonal and the number of an item.
 constexpr int64_t kMostLines = int64_t{1} << 30;
+constexpr int64_t kMostTiles = int64_t{1} << 30;
 
 void check_sizes(int64_t rows, int64_t columns) {
   if (rows < 1 || columns < 1 || rows > kMostLines || columns > kMostLines)
     throw std::invalid_argument("rows, columns: got a size outside 1 to 2^30; want fewer lines at once");
+  if (ceil_div(rows, hopper::kPairRows) * ceil_div(columns, hopper::kTileColumns) > kMostTiles)
+    throw std::invalid_argument("rows, columns: got more than 2^30 tiles; want a band of fewer rows at once");
 }
 
 Features features(std::uintptr_t address, int64_t rows, int64_t width, int64_t stride, const char* name) {
@@ -58,7 +61,8 @@ void sweep(const std::string& dtype, std::uintptr_t x, std::uintptr_t y, int64_t
            int64_t y_stride, std::uintptr_t scale, int64_t first_row, int64_t rows, const py::object& diagonal, int pairs_per_item,
            std::uintptr_t row_sums, std::uintptr_t row_offsets, std::uintptr_t column_sums, std::uintptr_t column_offsets,
            std::uintptr_t stream) {
-  check_sizes(x_rows, columns);
+  check_sizes(rows, columns);
+  if (x_rows > kMostLines) throw std::invalid_argument("x_rows: got more than 2^30; want fewer rows");
   if (dtype != "bfloat16" && dtype != "float16") throw std::invalid_argument("dtype: got another name; want bfloat16 or float16");
   if (width < 1 || width > kMostLines) throw std::invalid_argument("width: got a size outside 1 to 2^30");
   if (first_row < 0 || rows < 1 || first_row + rows > x_rows) throw std::invalid_argument("first_row, rows: got rows that x does not have");

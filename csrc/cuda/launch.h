@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1024 / Kernel::kThreads) run
 
 template <class Kernel>
 const char* run_on_device(const Kernel& kernel, void* stream) {
-  const int64_t blocks = kernel.blocks();
+  constexpr int64_t kMostBlocks = INT32_MAX;  // what a grid may have; the loop over items does the rest
+  const int64_t blocks = kernel.blocks() < kMostBlocks ? kernel.blocks() : kMostBlocks;
   if (blocks == 0) return nullptr;
   run_kernel<<<static_cast<unsigned>(blocks), Kernel::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(kernel);
   const cudaError_t status = cudaGetLastError();

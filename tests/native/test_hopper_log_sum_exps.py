@@ -133,6 +133,9 @@ BAD = {
     "dtype": ({"dtype": "float32"}, "dtype"),
     "rows": ({"rows": 11}, "first_row, rows"),
     "diagonal": ({"diagonal": 10}, "diagonal"),
+    "tiles": ({"rows": 2**24, "x_rows": 2**24, "columns": 2**24}, "rows, columns: got more than 2.30 tiles"),
+    "many rows": ({"x_rows": 2**31}, "x_rows"),
+    "no rows": ({"rows": 0}, "rows, columns"),
     "items": ({"pairs_per_item": 9}, "pairs_per_item"),
     "sums": ({"row_sums": 0}, "row_sums"),
 }
