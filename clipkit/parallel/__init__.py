@@ -13,11 +13,15 @@ from clipkit.parallel.collectives import (
     sum_over_ranks,
 )
 from clipkit.parallel.layout import ALONE, Layout, announced, group_name
+from clipkit.parallel.sample_table import Placement, Reading, SampleTable
 
 __all__ = [
     "ALONE",
     "Gathering",
     "Layout",
+    "Placement",
+    "Reading",
+    "SampleTable",
     "announced",
     "begin_gather",
     "gather_rows",
