@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkit.encoders.config import CLIPConfig, VisionConfig
+from clipkit.encoders.config import CLIPConfig, ResNetConfig, VisionConfig
 from clipkit.encoders.layouts import State, custom_text_names, recognise, unwrap
 from clipkit.encoders.transformers_layout import to_transformers
 from clipkit.errors import value_error
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from clipkit.encoders.model import CLIP
 
 _NAMED_AT_MOST = 8
-_IMAGE_POSITIONS, _TEXT_POSITIONS = "visual.positional_embedding", "positional_embedding"
+_IMAGE_POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
+_TEXT_POSITIONS = "positional_embedding"
 _EXPORTS = ("open_clip", "open_clip_custom_text", "transformers", "clipkit")
 
 
@@ -65,10 +66,11 @@ def load_checkpoint(
     open_clip with a timm tower, and this library's own. DDP and torch.compile prefixes are dropped. Values are cast to
     the model's dtype and device.
 
-    strict: every parameter of the towers in the checkpoint must be given and fit, and nothing may be left over;
-    otherwise ValueError names what is missing, unexpected and of another shape, and the model is unchanged. Not strict:
-    what fits is loaded, the rest is reported. resize_positions: when the picture size differs, resample the image
-    tower's positions (bicubic, antialiased); when the model's context is shorter, keep the first text positions.
+    strict: every parameter and running statistic of the towers in the checkpoint must be given and fit, and nothing may
+    be left over; otherwise ValueError names what is missing, unexpected and of another shape, and the model is
+    unchanged. Not strict: what fits is loaded, the rest is reported.
+    resize_positions: when the picture size differs, resample the image tower's positions (bicubic, antialiased); when
+    the model's context is shorter, keep the first text positions.
 
     Raises FileNotFoundError for a missing file, ValueError for a file that is no checkpoint of tensors.
     """
@@ -82,8 +84,8 @@ def load_checkpoint(
             fix="rename its tensors to open_clip's names",
         )
     given = layout.translate(state)
-    wanted: dict[str, Tensor] = dict(model.named_parameters())
-    if any(parameter.is_meta for parameter in wanted.values()):
+    wanted: dict[str, Tensor] = dict(model.state_dict())
+    if any(value.is_meta for value in wanted.values()):
         raise value_error(
             "model", got="parameters on the meta device", want="memory to load into", fix='model.to_empty(device="cpu")'
         )
@@ -113,21 +115,22 @@ def export_state_dict(model: CLIP, layout: str = "open_clip") -> State:
     """The model's tensors by name, sharing its memory where the layout has the same shapes.
 
     layout: "open_clip" loads strictly into open_clip's CLIP of the same configuration (`open_clip_config`),
-    "open_clip_custom_text" into its CustomTextCLIP, "transformers" into transformers' CLIPModel (for pictures read at
-    the class token, as CLIP's), "clipkit" is for this library and holds for every model.
-    ValueError for an unknown layout, and where the other library has no such model (a convolutional image tower).
+    "open_clip_custom_text" into its CustomTextCLIP, "transformers" into transformers' CLIPModel (for pictures read by a
+    vision transformer at the class token, as CLIP's), "clipkit" is for this library and holds for every model.
+    ValueError for an unknown layout, and where the other library has no such model (our small convolutional tower).
     """
     if layout not in _EXPORTS:
         raise value_error("layout", got=repr(layout), want=" or ".join(map(repr, _EXPORTS)), fix="choose one of them")
     state = {name: value.detach() for name, value in model.state_dict().items()}
     if layout == "clipkit":
         return state
-    vision = _vision_transformer_of(model.config)
+    vision = _known_elsewhere(model.config)
     if layout == "transformers":
-        if not vision.pre_norm or vision.pool != "tok" or model.logit_bias is not None:
+        as_published = isinstance(vision, VisionConfig) and vision.pre_norm and vision.pool == "tok"
+        if not as_published or model.logit_bias is not None:
             raise value_error(
                 "model",
-                got="no norm before the blocks, mean pooling or a logit bias",
+                got="a ResNet, no norm before the blocks, mean pooling or a logit bias",
                 want="CLIP's own form, the only one of transformers' CLIPModel",
                 fix="export with layout='open_clip'",
             )
@@ -138,30 +141,21 @@ def export_state_dict(model: CLIP, layout: str = "open_clip") -> State:
 def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
     """The model configuration that open_clip reads (its JSON files), for a model of this library.
 
-    ValueError where open_clip has no such model: a convolutional tower, or different activations in the two towers.
+    ValueError where open_clip has no such model: our small convolutional tower, ReLU in a transformer, or different
+    activations in the two towers.
     """
-    vision, text = _vision_transformer_of(config), config.text
-    if vision.activation != text.activation:
+    vision, text = _known_elsewhere(config), config.text
+    activations = {tower.activation for tower in (vision, text) if not isinstance(tower, ResNetConfig)}
+    if len(activations) > 1 or "relu" in activations:
         raise value_error(
             "config",
-            got=f"{vision.activation} for pictures and {text.activation} for text",
-            want="one activation",
+            got=f"{' and '.join(sorted(activations))} in the transformers",
+            want="gelu or quick_gelu, the same in both",
             fix="open_clip knows quick_gelu for both towers or neither",
         )
     converted: dict[str, Any] = {
         "embed_dim": config.embed_dim,
-        "vision_cfg": {
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "width": vision.width,
-            "layers": vision.layers,
-            "head_width": vision.head_width,
-            "mlp_ratio": vision.mlp_ratio,
-            "patch_dropout": vision.patch_dropout,
-            "no_ln_pre": not vision.pre_norm,
-            "pool_type": vision.pool,
-            "norm_kwargs": {"eps": vision.norm_eps},
-        },
+        "vision_cfg": _open_clip_vision(vision),
         "text_cfg": {
             "context_length": text.context_length,
             "vocab_size": text.vocab_size,
@@ -171,22 +165,38 @@ def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
             "mlp_ratio": text.mlp_ratio,
             "norm_kwargs": {"eps": text.norm_eps},
         },
-        "quick_gelu": vision.activation == "quick_gelu",
+        "quick_gelu": text.activation == "quick_gelu",
     }
     if config.init_logit_bias is not None:
         converted["init_logit_bias"] = config.init_logit_bias
     return converted
 
 
-def _vision_transformer_of(config: CLIPConfig) -> VisionConfig:
-    if not isinstance(config.vision, VisionConfig):
-        raise value_error(
-            "model",
-            got="a convolutional image tower",
-            want="a vision transformer, the only kind that other libraries can load",
-            fix="export with layout='clipkit'",
-        )
-    return config.vision
+def _open_clip_vision(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
+    common = {"image_size": vision.image_size, "width": vision.width, "head_width": vision.head_width}
+    if isinstance(vision, ResNetConfig):
+        return {**common, "layers": list(vision.layers)}
+    return {
+        **common,
+        "patch_size": vision.patch_size,
+        "layers": vision.layers,
+        "mlp_ratio": vision.mlp_ratio,
+        "patch_dropout": vision.patch_dropout,
+        "no_ln_pre": not vision.pre_norm,
+        "pool_type": vision.pool,
+        "norm_kwargs": {"eps": vision.norm_eps},
+    }
+
+
+def _known_elsewhere(config: CLIPConfig) -> VisionConfig | ResNetConfig:
+    if isinstance(config.vision, (VisionConfig, ResNetConfig)):
+        return config.vision
+    raise value_error(
+        "model",
+        got="a convolutional image tower of our own",
+        want="a vision transformer or CLIP's ResNet, which other libraries can load",
+        fix="export with layout='clipkit'",
+    )
 
 
 def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[State, str]:
@@ -229,7 +239,8 @@ def _fitting(value: Tensor | None, parameter: Tensor) -> Tensor | None:
 
 def _resize_positions(given: State, wanted: Mapping[str, Tensor]) -> tuple[str, ...]:
     resized = []
-    for name, resize in ((_IMAGE_POSITIONS, _resample_grid), (_TEXT_POSITIONS, _first_rows)):
+    for name in (*_IMAGE_POSITIONS, _TEXT_POSITIONS):
+        resize = _resample_grid if name in _IMAGE_POSITIONS else _first_rows
         old, new = given.get(name), wanted.get(name)
         if old is None or new is None or old.shape == new.shape or old.shape[1:] != new.shape[1:]:
             continue

@@ -117,6 +117,45 @@ class ConvConfig:
 
 
 @dataclass(frozen=True)
+class ResNetConfig:
+    """CLIP's modified ResNet: four stages of bottlenecks, then attention over the last map (Radford et al. 2021).
+
+    layers: bottlenecks of each of the four stages. width: channels after the stem; the last map has 32 times as many.
+    head_width: channels of each head of the attention pool. image_size: pixels, square, a multiple of 32.
+    Batch statistics in training: a picture's features then depend on those that are encoded with it.
+    """
+
+    kind: ClassVar[str] = "resnet"
+
+    image_size: int = 224
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    head_width: int = 64
+    mean: Triple = OPENAI_MEAN
+    std: Triple = OPENAI_STD
+
+    def __post_init__(self) -> None:
+        _positive("vision", self, ("image_size", "width", "head_width"))
+        if len(self.layers) != 4 or not all(isinstance(depth, int) and depth >= 1 for depth in self.layers):
+            raise value_error(
+                "vision.layers", got=self.layers, want="four whole numbers >= 1", fix="RN50 has (3, 4, 6, 3)"
+            )
+        _divides("vision.image_size", self.image_size, "total stride", 32)
+        _divides("vision.width", self.width, "the stem's halving", 2)
+        _divides("vision.width * 32", self.width * 32, "head_width", self.head_width)
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention pool."""
+        return self.width * 32 // self.head_width
+
+    @property
+    def grid(self) -> int:
+        """Positions along one side of the last map."""
+        return self.image_size // 32
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """A causal text transformer whose feature is the one at the end-of-text token (Radford et al. 2021).
 
@@ -139,7 +178,8 @@ class TextConfig:
         _divides("text.width", self.width, "heads", self.heads)
 
 
-_TOWERS: dict[str, type[VisionConfig] | type[ConvConfig]] = {"vit": VisionConfig, "conv": ConvConfig}
+ImageConfig = VisionConfig | ConvConfig | ResNetConfig
+_TOWERS: dict[str, type[ImageConfig]] = {tower.kind: tower for tower in (VisionConfig, ConvConfig, ResNetConfig)}
 
 
 @dataclass(frozen=True)
@@ -151,7 +191,7 @@ class CLIPConfig:
     """
 
     embed_dim: int
-    vision: VisionConfig | ConvConfig = field(default_factory=VisionConfig)
+    vision: ImageConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     init_logit_scale: float = INIT_LOGIT_SCALE
     init_logit_bias: float | None = None

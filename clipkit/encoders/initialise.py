@@ -9,6 +9,7 @@ from torch import nn
 
 from clipkit.encoders.config import CLIPConfig
 from clipkit.encoders.conv import ConvTower, DepthwiseBlock, Downsample
+from clipkit.encoders.resnet import ModifiedResNet
 from clipkit.encoders.text import TextTower
 from clipkit.encoders.transformer import ResidualBlock
 from clipkit.encoders.vision import VisionTransformer
@@ -65,6 +66,27 @@ def initialise_conv(tower: ConvTower) -> None:
     nn.init.normal_(tower.proj, std=tower.proj.shape[0] ** -0.5)
 
 
+def initialise_resnet(tower: ModifiedResNet) -> None:
+    """CLIP's modified ResNet (OpenAI's code): D = channels of the last map.
+
+    Convolutions as PyTorch's default (the same variance, drawn normal); the last norm of each bottleneck 0, so that it
+    starts as its shortcut; attention pool's matrices and positions N(0, D^-1/2); biases 0, other norms 1 and 0.
+    """
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            _fan_in(module)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            _norm(module)
+    for block in tower.bottlenecks():
+        nn.init.zeros_(block.bn3.weight)
+    pool = tower.attnpool
+    std = pool.c_proj.in_features**-0.5
+    nn.init.normal_(pool.positional_embedding, std=std)
+    for projection in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+        _layer(projection, std)
+
+
 def initialise_head(logit_scale: nn.Parameter, logit_bias: nn.Parameter | None, config: CLIPConfig) -> None:
     """The scalars of the configuration."""
     nn.init.constant_(logit_scale, config.init_logit_scale)
@@ -93,6 +115,6 @@ def _layer(layer: nn.Linear | nn.Conv2d, std: float) -> None:
 
 
 def _norm(norm: nn.Module) -> None:
-    if isinstance(norm, nn.LayerNorm):
+    if isinstance(norm, (nn.LayerNorm, nn.BatchNorm2d)):
         nn.init.ones_(norm.weight)
         nn.init.zeros_(norm.bias)

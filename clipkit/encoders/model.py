@@ -10,15 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipkit.encoders.batch_norm import running_statistics
 from clipkit.encoders.checkpoint import load_checkpoint
-from clipkit.encoders.config import CLIPConfig, VisionConfig
+from clipkit.encoders.config import CLIPConfig
 from clipkit.encoders.conv import ConvTower
-from clipkit.encoders.initialise import initialise_conv, initialise_head, initialise_text, initialise_vision
+from clipkit.encoders.initialise import (
+    initialise_conv,
+    initialise_head,
+    initialise_resnet,
+    initialise_text,
+    initialise_vision,
+)
 from clipkit.encoders.packing import PackedText
+from clipkit.encoders.resnet import ModifiedResNet
 from clipkit.encoders.text import TextTower, autocast_dtype, unit_length
 from clipkit.encoders.vision import VisionTransformer
 from clipkit.encoders.zoo import get_config
 from clipkit.errors import type_error, value_error
+
+ImageTower = VisionTransformer | ConvTower | ModifiedResNet
+_TOWERS: dict[str, tuple[Callable[[Any, int], ImageTower], Callable[[Any], None]]] = {
+    "vit": (VisionTransformer, initialise_vision),
+    "conv": (ConvTower, initialise_conv),
+    "resnet": (ModifiedResNet, initialise_resnet),
+}
 
 
 class CLIP(TextTower):
@@ -34,11 +49,8 @@ class CLIP(TextTower):
         with torch.device("meta"):
             super().__init__(config.text, config.embed_dim)
             self.config = config
-            self.visual: VisionTransformer | ConvTower = (
-                VisionTransformer(config.vision, config.embed_dim)
-                if isinstance(config.vision, VisionConfig)
-                else ConvTower(config.vision, config.embed_dim)
-            )
+            tower, _ = _TOWERS[config.vision.kind]
+            self.visual: ImageTower = tower(config.vision, config.embed_dim)
             self.logit_scale = nn.Parameter(torch.empty(()))
             self.logit_bias = None if config.init_logit_bias is None else nn.Parameter(torch.empty(()))
         if device.type != "meta":
@@ -46,13 +58,14 @@ class CLIP(TextTower):
             self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw every parameter anew from torch's generator; also what a model made on "meta" needs after to_empty()."""
+        """Draw every parameter anew from torch's generator and reset running statistics.
+
+        Also what a model made on "meta" needs after to_empty().
+        """
         with torch.no_grad():
             initialise_text(self)
-            if isinstance(self.visual, VisionTransformer):
-                initialise_vision(self.visual)
-            else:
-                initialise_conv(self.visual)
+            _, initialise = _TOWERS[self.config.vision.kind]
+            initialise(self.visual)
             initialise_head(self.logit_scale, self.logit_bias, self.config)
 
     def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
@@ -118,7 +131,7 @@ class CLIP(TextTower):
                 want="normalised floats",
                 fix="divide by 255 and normalise with .mean and .std",
             )
-        wanted = self.visual.proj.dtype
+        wanted = next(self.visual.parameters()).dtype
         if pixels.dtype != wanted and autocast_dtype(pixels.device) is None:
             raise type_error("pixels", got=pixels.dtype, want=f"the model's dtype {wanted}", fix=f"pixels.to({wanted})")
 
@@ -135,8 +148,9 @@ def create_model(
 
     name: one of `list_models()`. pretrained: a checkpoint file or a state dict (see `load_checkpoint`, strict).
     device: where to make it; the default device (also `with torch.device("meta")`) when None. dtype: of all parameters
-    but the temperature and bias, which stay at least float32. overrides: configuration fields, dotted
-    (**{"vision.patch_dropout": 0.5}) or flat where unambiguous (patch_dropout=0.5).
+    but the temperature and bias, which stay at least float32, as do BatchNorm's running statistics.
+    overrides: configuration fields, dotted (**{"vision.patch_dropout": 0.5}) or flat where unambiguous
+    (patch_dropout=0.5).
 
     ValueError for an unknown name or field, naming the nearest; FileNotFoundError for a missing checkpoint.
     """
@@ -154,7 +168,7 @@ def _cast(model: CLIP, dtype: torch.dtype) -> None:
     if not dtype.is_floating_point:
         raise type_error("dtype", got=dtype, want="a floating-point dtype", fix="use torch.float32 or torch.bfloat16")
     model.to(dtype)
-    for scalar in (model.logit_scale, model.logit_bias):
-        if scalar is not None:
-            scalar.data = scalar.data.to(torch.promote_types(dtype, torch.float32))
+    wide = [scalar for scalar in (model.logit_scale, model.logit_bias) if scalar is not None]
+    for value in (*wide, *running_statistics(model)):  # zeros and ones still, so nothing was rounded
+        value.data = value.data.to(torch.promote_types(dtype, torch.float32))
     initialise_head(model.logit_scale, model.logit_bias, model.config)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from clipkit.encoders.attention import PackedAttention, dense_attention
 from clipkit.encoders.packing import PackedText
+
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 
 
 class Layout(Protocol):
@@ -158,8 +161,13 @@ class Transformer(nn.Module):
         return x
 
 
-def run_block(block: nn.Module, arguments: Sequence[object], recompute: bool) -> Tensor:
-    """Call a block; with `recompute`, keep its inputs only and run it again in the backward pass."""
+def run_block(
+    block: nn.Module, arguments: Sequence[object], recompute: bool, contexts: Contexts = noop_context_fn
+) -> Tensor:
+    """Call a block; with `recompute`, keep its inputs only and run it again in the backward pass.
+
+    contexts: makes what surrounds the first run and the second one.
+    """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, *arguments, use_reentrant=False)
+        return checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
     return block(*arguments)

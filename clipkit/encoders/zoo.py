@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipkit.encoders.config import CLIPConfig, ConvConfig, TextConfig, VisionConfig, nearest
+from clipkit.encoders.config import CLIPConfig, ConvConfig, ResNetConfig, TextConfig, VisionConfig, nearest
 from clipkit.errors import value_error
 
 _BASE_TEXT = TextConfig()
@@ -16,12 +16,22 @@ _STANDARD = {
     "ViT-B-16": CLIPConfig(512, VisionConfig(patch_size=16), _BASE_TEXT),
     "ViT-L-14": CLIPConfig(768, VisionConfig(patch_size=14, width=1024, layers=24), _LARGE_TEXT),
     "ViT-L-14-336": CLIPConfig(768, VisionConfig(image_size=336, patch_size=14, width=1024, layers=24), _LARGE_TEXT),
+    "RN50": CLIPConfig(1024, ResNetConfig(layers=(3, 4, 6, 3)), _BASE_TEXT),
+    "RN101": CLIPConfig(512, ResNetConfig(layers=(3, 4, 23, 3)), _BASE_TEXT),
+    "RN50x4": CLIPConfig(
+        640, ResNetConfig(image_size=288, layers=(4, 6, 10, 6), width=80), TextConfig(width=640, heads=10)
+    ),
+    "RN50x16": CLIPConfig(768, ResNetConfig(image_size=384, layers=(6, 8, 18, 8), width=96), _LARGE_TEXT),
+    "RN50x64": CLIPConfig(
+        1024, ResNetConfig(image_size=448, layers=(3, 15, 36, 10), width=128), TextConfig(width=1024, heads=16)
+    ),
 }
 
 
 def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
-    """The activation that OpenAI's weights were trained with."""
-    return config.replace({"vision.activation": "quick_gelu", "text.activation": "quick_gelu"})
+    """The activation that OpenAI's weights were trained with; a ResNet keeps its ReLU."""
+    towers = ("text",) if isinstance(config.vision, ResNetConfig) else ("vision", "text")
+    return config.replace({f"{tower}.activation": "quick_gelu" for tower in towers})
 
 
 _SMALL = {
@@ -39,6 +49,11 @@ _SMALL = {
         384,
         VisionConfig(image_size=64, patch_size=8, width=384, layers=12),
         TextConfig(width=384, heads=6, layers=6),
+    ),
+    "resnet-tiny-64px": CLIPConfig(
+        256,
+        ResNetConfig(image_size=64, layers=(1, 1, 1, 1), width=16, head_width=32),
+        TextConfig(width=128, heads=4, layers=2, vocab_size=8192),
     ),
     "conv-tiny-32px": CLIPConfig(
         256,

@@ -41,7 +41,10 @@ def assert_same_features(model, peer, tokens, tolerance):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-B-32-quickgelu"])
+NAMED = ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"]
+
+
+@pytest.mark.parametrize("name", [*NAMED, "ViT-B-32-quickgelu", "RN50-quickgelu"])
 def test_named_models_have_open_clips_parameters(open_clip, name):
     with torch.device("meta"):
         ours, theirs = create_model(name), open_clip.CLIP(**open_clip.get_model_config(name))

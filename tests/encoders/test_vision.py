@@ -103,10 +103,11 @@ def test_the_last_block_computes_the_class_token_alone():
     assert last <= last_block <= last + 4 * count * tokens * width
 
 
-@pytest.mark.parametrize("name", ["vit-tiny-32px", "conv-tiny-32px"])
+@pytest.mark.parametrize("name", ["vit-tiny-32px", "conv-tiny-32px", "resnet-tiny-64px"])
 def test_vision_towers_have_no_graph_break(name):
     model = create_model(name).eval()
-    pixels = torch.randn(2, 3, 32, 32)
+    size = model.config.vision.image_size
+    pixels = torch.randn(2, 3, size, size)
     compiled = torch.compile(model.encode_image, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(pixels), model.encode_image(pixels))
 
