@@ -23,7 +23,7 @@ _HOMES = {
         "gd_loss",
         "linear_bce_with_logits",
     ),
-    "clipkit.losses": ("ClipLoss", "SigLipLoss", "DistillClipLoss"),
+    "clipkit.losses": ("ClipLoss", "SigLipLoss", "DistillClipLoss", "FastCLIPLoss"),
     "clipkit.encoders": ("create_model", "list_models", "load_checkpoint", "export_state_dict"),
     "clipkit.data.tokens": ("get_tokenizer",),
 }

@@ -9,7 +9,6 @@ waited for afterwards. Alone there is nothing to gather, and one sweep serves bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,23 +27,21 @@ def begin_keys(features: Tensor, layout: Layout, payload: torch.dtype | None) ->
 
 
 def gather_keys(
-    image: Tensor, text: Tensor, begun: Sequence[Tensor], layout: Layout, payload: torch.dtype | None
+    image: Tensor, text: Tensor, image_keys: Tensor, layout: Layout, payload: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """All ranks' images and texts, [N, d] each, in the features' type.
 
     Args:
-        begun: the keys that were gathered before, empty tensors where they were not. Two towers travel as one message.
+        image_keys: the images, where they were gathered before; else empty, and both travel as one message.
     """
     if layout.group is None:
         return image, text
-    keys = list(begun)
-    if not any(key.numel() for key in keys):
-        keys = [*begin_keys(torch.cat([image, text], dim=1), layout, payload).wait().tensor_split(2, dim=1)]
-    for place, tower in ((IMAGE, image), (TEXT, text)):
-        if not keys[place].numel():
-            keys[place] = begin_keys(tower, layout, payload).wait()
-    image_keys, text_keys = (key.to(image.dtype).contiguous() for key in keys)
-    return image_keys, text_keys
+    if image_keys.numel():
+        text_keys = begin_keys(text, layout, payload).wait()
+    else:
+        both = begin_keys(torch.cat([image, text], dim=1), layout, payload).wait()
+        image_keys, text_keys = both.tensor_split(2, dim=1)
+    return image_keys.to(image.dtype).contiguous(), text_keys.to(image.dtype).contiguous()
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def surrogate(
     tau_grad: str = "exact",
     tau_weighted: bool = False,
     ids: Tensor | None = None,
-    keys: tuple[Tensor | None, Tensor | None] = (None, None),
+    image_keys: Tensor | None = None,
     payload: torch.dtype | None = None,
     group: ProcessGroup | None = None,
     backend: str | None = None,
@@ -130,11 +130,10 @@ def surrogate(
         log_u: [n, 2].
         tau_weighted: with individual scales, weigh every anchor by its τ, as RGCL prescribes.
         ids: int64 [n], to be sent along.
-        keys: all ranks' image and text features, where they have been gathered already.
+        image_keys: all ranks' image features, where they have been gathered already.
         payload: the type that features travel in, None for their own.
     """
     name = group_name(group)
-    absent = image.new_empty(0)
     sent = torch.empty(image.shape[0], 0, dtype=torch.int64, device=image.device) if ids is None else ids.unsqueeze(1)
     loss, new, table, *_ = _global_contrastive(
         image,
@@ -142,7 +141,7 @@ def surrogate(
         scale,
         log_u,
         sent,
-        *(absent if key is None else key for key in keys),
+        image.new_empty(0) if image_keys is None else image_keys,
         float(gamma),
         float(eps),
         tau_grad == "reference",
@@ -163,7 +162,6 @@ def _global_contrastive(
     log_u: Tensor,
     ids: Tensor,
     image_keys: Tensor,
-    text_keys: Tensor,
     gamma: float,
     eps: float,
     reference: bool,
@@ -176,14 +174,14 @@ def _global_contrastive(
     """(loss, this rank's new log u [n, 2], `Samples.gather`, unit gradients of image, text and scale)."""
     settings = ("global_contrastive_loss", gamma, eps, reference, tau_weighted, payload, scale.dim())
     layout = agree(image, group, *settings, wants=wants, backend=backend, least=2)
-    keys = gather_keys(image, text, (image_keys, text_keys), layout, getattr(torch, payload) if payload else None)
+    keys = gather_keys(image, text, image_keys, layout, getattr(torch, payload) if payload else None)
     anchors = Anchors((image, text), keys, scale, layout, backend)
     positive = anchors.positives()
     log_sums, means = anchors.statistics()
     log_g = log_sums - scale * positive - math.log(layout.total - 1)
     new = _advance(log_u, log_g, gamma)
     # g / (u + ε) <= 1/γ, so this exponential cannot overflow.
-    ratios = (log_g - _log_plus(new, eps)).exp()
+    ratios = (log_g - log_plus(new, eps)).exp()
     slopes = torch.zeros_like(ratios) if means is None else ratios * (means - positive)
     table = Samples(
         log_u=new,
@@ -211,7 +209,6 @@ def _(
     log_u: Tensor,
     ids: Tensor,
     image_keys: Tensor,
-    text_keys: Tensor,
     gamma: float,
     eps: float,
     reference: bool,
@@ -254,7 +251,7 @@ def _gradients(
     layout, scale = anchors.layout, anchors.scale
     # A pair's term is at most (N-1)/γ times the largest gain: in such units it fits whatever a backend holds W in.
     largest = 1.0 if gains is None else gains.max()
-    offsets = _log_plus(everyone.log_u, eps) + math.log((layout.total - 1) / gamma)
+    offsets = log_plus(everyone.log_u, eps) + math.log((layout.total - 1) / gamma)
     offsets += everyone.positive * (scale if anchors.common else everyone.scales)
     if gains is not None:
         offsets += (largest / gains).log()
@@ -279,7 +276,7 @@ def _advance(log_u: Tensor, log_g: Tensor, gamma: float) -> Tensor:
     return torch.where(log_u.isneginf(), log_g, moved)
 
 
-def _log_plus(log_u: Tensor, eps: float) -> Tensor:
+def log_plus(log_u: Tensor, eps: float) -> Tensor:
     """log(u + ε)."""
     if eps == 0.0:
         return log_u

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class BaseRecipe(ABC):
     """Builds what is trained and turns a batch into named losses.
 
-    Life of a recipe: `build` once; the trainer wraps the module (DDP, FSDP2) and hands it back by `bind`; then `step`
-    for every batch, or, with gradient accumulation, `encode` per micro-batch and `losses` once per step.
+    Life of a recipe: `prepare` and `build` once; the trainer wraps the module (DDP, FSDP2) and hands it back by `bind`.
+    Then for every step `before_step`; `encode_whole`, or with gradient accumulation `encode` per micro-batch; `losses`;
+    and, after the update, `after_step` and `commit`.
 
     Attributes:
         module: what was bound; calling it runs the wrapper's hooks.
@@ -40,6 +41,9 @@ class BaseRecipe(ABC):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.weights = config.loss.weights
+
+    def prepare(self, *, samples: int, fingerprint: str, steps_per_epoch: int) -> None:  # noqa: B027 - optional
+        """Learn of the data set before anything is built; `fingerprint` names its index."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -60,18 +64,28 @@ class BaseRecipe(ABC):
         Tensors with dimensions hold one row per sample; 0-D tensors (a scale) are the same for every micro-batch.
         """
 
+    def encode_whole(self, batch: Batch) -> dict[str, Tensor]:
+        """`encode` where the batch is encoded at once: what the losses can begin meanwhile may begin."""
+        return self.encode(batch)
+
     @abstractmethod
     def losses(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Named global losses (0-D) of all this rank's rows. Collectives belong here, and only here."""
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of a batch that fits in memory at once."""
-        return self.losses(self.encode(batch), batch)
+        return self.losses(self.encode_whole(batch), batch)
+
+    def before_step(self, step: int) -> None:  # noqa: B027 - optional
+        """Whatever follows a schedule; `step` is counted from 0, over the whole run."""
 
     @torch.no_grad()
     def after_step(self, module: nn.Module) -> None:
         """Whatever must hold after each optimizer step, such as a clamp; gets the unwrapped module."""
         return None
+
+    def commit(self, skip: Tensor) -> None:  # noqa: B027 - optional
+        """Keep what the losses proposed to remember, except where `skip` (0-D, on the device) is not zero."""
 
     def observations(self, module: nn.Module) -> dict[str, float]:
         """Numbers to log beside the losses; gets the unwrapped module."""
@@ -101,7 +115,7 @@ def create_recipe(config: Config) -> BaseRecipe:
     """
     name = config.recipe.name
     package = importlib.import_module("clipkit.recipes")
-    known = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+    known = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base" and m.name[0] != "_")
     if name not in known:
         raise value_error("recipe.name", got=repr(name), want=" or ".join(known), fix="correct the configuration")
     recipe = importlib.import_module(f"clipkit.recipes.{name}").Recipe(config)

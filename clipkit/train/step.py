@@ -66,6 +66,7 @@ class TrainStep:
         # The random numbers of a step are a function of (seed, step, rank): a resumed run needs no generator state.
         torch.manual_seed(step_seed(self.config.train.seed, step, self.runtime.rank))
         lr = self._set_learning_rate(step)
+        self.recipe.before_step(step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._whole(batch) if self.config.train.accumulation == 1 else self._accumulated(batch)
         scaler, scale_before = self.precision.scaler, self.precision.scaler.get_scale()
@@ -74,13 +75,14 @@ class TrainStep:
         scaler.step(self.optimizer)
         scaler.update()
         self.recipe.after_step(unwrap(self.module))
+        self.recipe.commit((~grad_norm.isfinite()).float())
         detached = {name: loss.detach() for name, loss in losses.items()}
         skipped = scaler.is_enabled() and scaler.get_scale() < scale_before
         return StepResult(total_loss(detached, self.recipe.weights), detached, grad_norm, lr, skipped)
 
     def _whole(self, batch: Batch) -> dict[str, Tensor]:
         with self.precision.encoding():
-            features = self.recipe.encode(batch)
+            features = self.recipe.encode_whole(batch)
         losses = self.recipe.losses(features, batch)
         self.precision.scaler.scale(total_loss(losses, self.recipe.weights)).backward()
         return losses
