@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -79,7 +79,7 @@ void sweep(const Bf16Form& form, const MakeWorker& make_worker) {
         }
       });
     }
-  } catch (const std::system_error&) {  // no more threads: those that run take all bands
+  } catch (const std::exception&) {  // no more threads, or no memory for one: those that run take all bands
   }
   take_bands(mine);
   for (auto& other : others) other.join();

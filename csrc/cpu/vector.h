@@ -25,7 +25,8 @@ constexpr int kLanes = 4;  // SSE2, NEON; a compiler without either makes scalar
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // also masks: -1 where true
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // masks: -1 where true
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));  // bits: sums wrap around
 
 CLIPKIT_INLINE Floats all(float value) { return value - Floats{}; }
 

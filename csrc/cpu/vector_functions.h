@@ -45,7 +45,7 @@ CLIPKIT_INLINE Floats exponential(Floats x) {
   p = p * f + 4.999999343e-1f;
   p = p * f + 1.0f;
   p = p * f + 1.0f;
-  const Ints power = ((Ints)shifted << 23) + 0x3F800000;  // 2^n
+  const Words power = ((Words)shifted << 23) + 0x3F800000u;  // 2^n; anything for what is flushed
   return flushed ? Floats{} : p * (Floats)power;
 }
 
