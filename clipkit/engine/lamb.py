@@ -30,7 +30,8 @@ class LambTensors(NamedTuple):
     """Where the rounded weights go, of the gradients' type; None where the weights are the model's own."""
     steps: list[Tensor]
     """The number of this step, from 1, for each tensor: one fp32 element."""
-    rates: list[float]
+    rates: list[float | Tensor]
+    """Numbers, or 0-D tensors of the same device, which the host does not read."""
     decays: list[float]
     betas: tuple[float, float]
     eps: float

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, overload
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from clipkit.engine.lamb import TRUST_RULES, LambTensors, lamb
 from clipkit.errors import type_error, value_error
+from clipkit.optim.base import Optimizer
 
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(Optimizer):
     """Adam's direction, scaled for each tensor by |weights| / |update| (You et al. 2019, "Large batch optimization for
     deep learning: training BERT in 76 minutes").
 
     u = m̂ / (√v̂ + eps) + weight_decay w and w ← w - lr q u. The trust ratio q is |w| / |u|, 1 where either is 0, and
 
     * "nvlamb": 1 for tensors without weight decay (biases and norms, usually). NVLAMB's clipping of the global gradient
-      norm to 1 is not part of this class: clip the gradients first.
+      norm to 1 is not part of this class: clip the gradients first. FastCLIP's LAMB is exactly this rule, unclipped.
     * "paper": for every tensor.
     * "deepspeed": for every tensor, clipped to [0.01, 10]; the direction is m / (√v + eps) and the bias correction
       √(1-β2^t) / (1-β1^t) multiplies the rate. Norms are each tensor's; ZeRO's, of whole partitions, are not imitated.
@@ -32,7 +33,7 @@ class Lamb(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups of them.
-        lr: the rate.
+        lr: the rate; a 0-D tensor of the parameters' device is not read by the host.
         betas: of the moving averages of the gradient and of its square, in [0, 1).
         eps: added to √v̂.
         weight_decay: decoupled, inside the ratio.
@@ -64,22 +65,9 @@ class Lamb(torch.optim.Optimizer):
             _check_group(group)
             _check_types(group["params"])
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient. Returns what `closure`, if any, returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         for entries in self._alike():
             self._step(entries)
-        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but all state comes back on the parameter's device and as it was saved, where torch rounds the
@@ -126,7 +114,7 @@ class Lamb(torch.optim.Optimizer):
             variances=[_local(entry.state["exp_avg_sq"]) for entry in entries],
             copies=[_local(entry.parameter) for entry in entries] if masters[0] else None,
             steps=steps,
-            rates=[float(entry.group["lr"]) for entry in entries],
+            rates=[entry.group["lr"] for entry in entries],
             decays=[float(entry.group["weight_decay"]) for entry in entries],
             betas=group["betas"],
             eps=group["eps"],

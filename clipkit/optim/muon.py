@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from clipkit.errors import value_error
+from clipkit.optim.base import Optimizer
 
 # p(s) = a s + b s^3 + c s^5 sends singular values in (0, 1] to about 1 (within 0.3) in five rounds: Jordan et al.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Momentum whose direction is orthogonalised (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
 
     Groups with "muon": True hold matrices (or convolution kernels, read as [out, in * height * width]) and are updated
@@ -64,22 +65,9 @@ class Muon(torch.optim.Optimizer):
             if group["muon"]:
                 _check_matrices(group["params"])
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient. Returns what `closure`, if any, returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         for group in self.param_groups:
             (self._muon if group["muon"] else self._adamw)(group)
-        return loss
 
     def _muon(self, group: dict[str, Any]) -> None:
         by_shape: dict[tuple[torch.device, int, int], list[Tensor]] = {}

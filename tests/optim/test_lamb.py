@@ -120,6 +120,36 @@ def test_groups_keep_their_own_rate_and_decay(backend):
         torch.testing.assert_close(tensor.data.double(), reference.weights[0], rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("trust", RULES)
+def test_a_rate_that_is_a_tensor_is_the_number_in_it(backend, trust):
+    """Beside tensors with a number for a rate, as the temperature is beside the weights."""
+    rate = torch.tensor(0.003)
+    results = []
+    for lr in (rate, rate.item()):
+        tensors = parameters([(40, 5), (), (7,)])
+        groups = [{"params": tensors[:1]}, {"params": tensors[1:2], "lr": lr}, {"params": tensors[2:]}]
+        optimizer = Lamb(groups, **OPTIONS, weight_decay=0.05, trust=trust, backend=backend)
+        for step in range(3):
+            give_gradients(tensors, step)
+            optimizer.step()
+        results.append(tensors)
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-7, atol=0)
+
+
+def test_a_closure_is_evaluated_with_gradients_and_its_value_comes_back():
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = Lamb([weight], lr=0.1)
+
+    def closure():
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 25.0
+    assert (weight < torch.tensor([3.0, 4.0])).all()
+
+
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_an_overflowed_step_changes_nothing_and_is_not_counted(backend, bad):
     """The scaler's verdict by attribute, as torch.amp.GradScaler hands it over; also before the very first step."""

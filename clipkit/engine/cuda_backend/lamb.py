@@ -14,6 +14,8 @@ from torch import Tensor
 from clipkit.engine.cuda_backend.library import check_tensor, native, stream_for
 from clipkit.engine.lamb import TRUST_RULES, LambTensors
 
+_RATE = 14  # of the sixteen fp32 words of a tensor's entry
+
 
 class _Plan(NamedTuple):
     """How tensors of given sizes are cut into chunks, on the device: (tensor, number) [chunks, 2] int32, each tensor's
@@ -82,12 +84,15 @@ def _table(tensors: LambTensors, device: torch.device) -> Tensor:
         [0] * len(tensors.weights) if column is None else [tensor.data_ptr() for tensor in column] for column in columns
     ]
     counts = [weight.numel() for weight in tensors.weights]
-    rates = [
-        struct.unpack("=q", struct.pack("=ff", rate, decay))[0]
-        for rate, decay in zip(tensors.rates, tensors.decays, strict=True)
-    ]
+    on_host = [0.0 if isinstance(rate, Tensor) else rate for rate in tensors.rates]
+    rates = [struct.unpack("=q", struct.pack("=ff", *pair))[0] for pair in zip(on_host, tensors.decays, strict=True)]
     table = torch.tensor([*pointers, counts, rates], dtype=torch.int64).T.contiguous()
-    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+    if device.type != "cpu":
+        table = table.pin_memory().to(device, non_blocking=True)
+    for tensor, rate in enumerate(tensors.rates):
+        if isinstance(rate, Tensor):
+            table.view(torch.float32)[tensor, _RATE].copy_(rate.reshape(()))
+    return table
 
 
 @functools.lru_cache(maxsize=64)
