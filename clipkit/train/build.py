@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ import torch
 from torch import nn
 
 from clipkit.errors import value_error
-from clipkit.optim import Muon, hidden_matrices, parameter_groups
 from clipkit.recipes import BaseRecipe, create_recipe
 from clipkit.train.checkpoint import CheckpointStore
-from clipkit.train.config import Config, OptimConfig
+from clipkit.train.config import Config
 from clipkit.train.metrics import check_trackers
+from clipkit.train.optimizers import build_optimizer
 from clipkit.train.parallelize import wrap
 from clipkit.train.precision import Precision
 from clipkit.train.runtime import Runtime
@@ -49,11 +48,14 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
     train = config.train
     _check_sizes(config, len(dataset), runtime)
     recipe = create_recipe(config)
+    order = GlobalOrder(len(dataset), train.global_batch, train.seed)
+    recipe.prepare(
+        samples=len(dataset), fingerprint=dataset.fingerprint, steps_per_epoch=order.steps_per_epoch
+    )
     torch.manual_seed(train.seed)
     module = recipe.build()
     model_config: Any = recipe.model(module).config
     tokenizer = get_tokenizer(model_config)
-    order = GlobalOrder(len(dataset), train.global_batch, train.seed)
     vision = model_config.vision
     loader = Loader(
         dataset,
@@ -101,23 +103,8 @@ def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.
     module.train()
     wrapped = wrap(module, model.blocks(), mode=train.parallel, runtime=runtime, low_dtype=precision.low_dtype)
     recipe.bind(wrapped, runtime.group)
-    optimizer = _optimizer(config.optim, module, model.blocks())
+    optimizer = build_optimizer(config.optim, module, model.blocks())
     return TrainStep(recipe, wrapped, optimizer, config, runtime, precision=precision, total_steps=total_steps)
-
-
-def _optimizer(settings: OptimConfig, module: nn.Module, blocks: Sequence[nn.Module]) -> torch.optim.Optimizer:
-    groups = parameter_groups(
-        module.named_parameters(),
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        lr_scale=settings.lr_scale,
-        hidden=hidden_matrices(blocks) if settings.name == "muon" else (),
-        lr_hidden=settings.muon.lr,
-    )
-    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
-    if settings.name == "muon":
-        return Muon(groups, **common, momentum=settings.muon.momentum, iterations=settings.muon.iterations)
-    return torch.optim.AdamW(groups, **common, fused=True)
 
 
 def check_sources(config: Config) -> None:

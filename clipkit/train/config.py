@@ -129,20 +129,52 @@ class MuonConfig:
 
 
 @dataclass(frozen=True)
+class LambConfig:
+    """LAMB's rule for trust ratios; see `clipkit.optim.Lamb`. FastCLIP's is nvlamb, EVA-CLIP's DeepSpeed's."""
+
+    trust: Literal["nvlamb", "paper", "deepspeed"] = "nvlamb"
+
+
+@dataclass(frozen=True)
+class LionConfig:
+    """Lion's two averages: of the update, whose sign is taken, and of the momentum that is kept."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class SgdConfig:
+    """SGD's momentum. logit_scale and logit_bias have none, as in FastCLIP's comparison of optimizers."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
 class OptimConfig:
-    """AdamW; or, with `name: muon`, Muon for the matrices inside the blocks and AdamW for everything else.
+    """The optimizer: `betas` and `eps` are those of AdamW, of LAMB and of what Muon leaves to AdamW.
+
+    * adamw: torch's, fused.
+    * lamb: `clipkit.optim.Lamb`.
+    * lion: w <- (1 - lr wd) w - lr sign(beta1 m + (1 - beta1) g), m <- beta2 m + (1 - beta2) g, by pytorch-optimizer
+      (`pip install "clipkit-torch[lion]"`); Chen et al. 2023 use a rate 3 to 10 times below AdamW's.
+    * muon: `clipkit.optim.Muon` for the matrices inside the blocks, AdamW for everything else.
+    * sgd: torch's, whose weight decay is added to the gradient and so goes through the momentum.
 
     `lr_scale` is logit_scale's and logit_bias's own peak rate (default: `lr`); `grad_clip` a global norm.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "lamb", "lion", "muon", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     grad_clip: float | None = None
     lr_scale: float | None = None
+    lamb: LambConfig = field(default_factory=LambConfig)
+    lion: LionConfig = field(default_factory=LionConfig)
     muon: MuonConfig = field(default_factory=MuonConfig)
+    sgd: SgdConfig = field(default_factory=SgdConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     scale_schedule: ScaleScheduleConfig = field(default_factory=ScaleScheduleConfig)
 
@@ -284,10 +316,19 @@ def _check(config: Config) -> None:
             raise value_error(name, got=value, want=f"at least {low}", fix="raise it")
     if optim.grad_clip is not None and not optim.grad_clip > 0:
         raise value_error("optim.grad_clip", got=optim.grad_clip, want="more than 0", fix="use null for no clipping")
-    if not 0 <= optim.muon.momentum < 1:
-        raise value_error("optim.muon.momentum", got=optim.muon.momentum, want="in [0, 1)", fix="0.95 is usual")
-    if any(not 0 <= beta < 1 for beta in optim.betas):
-        raise value_error("optim.betas", got=list(optim.betas), want="two numbers in [0, 1)", fix="correct them")
+    averages = {
+        "optim.betas": optim.betas,
+        "optim.lion.betas": optim.lion.betas,
+        "optim.muon.momentum": (optim.muon.momentum,),
+        "optim.sgd.momentum": (optim.sgd.momentum,),
+    }
+    for name, numbers in averages.items():
+        if any(not 0 <= number < 1 for number in numbers):
+            raise value_error(name, got=", ".join(map(str, numbers)), want="in [0, 1)", fix="0.9 is usual")
+    if optim.sgd.nesterov and not optim.sgd.momentum:
+        raise value_error(
+            "optim.sgd.nesterov", got="true without momentum", want="some momentum", fix="set optim.sgd.momentum=0.9"
+        )
     threshold = optim.scale_schedule.threshold
     if not threshold > 0:
         raise value_error(

@@ -22,7 +22,7 @@ def group_rate(group: Mapping[str, Any], step: int, settings: OptimConfig, total
         ValueError: step_thresh, and the group does not train exactly one logit_scale.
     """
     shape, rule = settings.schedule.name, settings.scale_schedule
-    if group["group"] == "scale":
+    if group.get("group") == "scale":
         if rule.name == "constant":
             return float(group["peak_lr"])
         if rule.name == "step_thresh":

@@ -131,19 +131,26 @@ def flat_settings(tree: Any, path: str = "") -> dict[str, Any]:
 
 @torch.no_grad()
 def _materialise(optimizer: torch.optim.Optimizer) -> None:
-    """Make a fresh optimizer allocate its state, by a step that changes nothing: zero gradients at rate zero."""
+    """Make an optimizer allocate the state that it does not have yet, by a step that changes nothing: zero gradients
+    at rate zero, without weight decay, which some optimizers keep in their momentum.
+
+    Parameters that have their state have no gradient meanwhile, so that it stays as it is.
+    """
     groups = optimizer.param_groups
-    if all(parameter in optimizer.state for group in groups for parameter in group["params"]):
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fresh = [parameter for parameter in parameters if not optimizer.state.get(parameter)]
+    if not fresh:
         return
-    rates = [group["lr"] for group in groups]
+    optimizer.zero_grad(set_to_none=True)
+    settings = [(group["lr"], group["weight_decay"]) for group in groups]
     for group in groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+        group.update(lr=0.0, weight_decay=0.0)
+    for parameter in fresh:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
-    for values in optimizer.state.values():
-        for value in values.values():
-            value.zero_()  # as before the first step: the step counter must not start at one
+    for group, (rate, decay) in zip(groups, settings, strict=True):
+        group.update(lr=rate, weight_decay=decay)
+    for parameter in fresh:
+        if "step" in optimizer.state[parameter]:
+            optimizer.state[parameter]["step"].zero_()  # as before the first step
