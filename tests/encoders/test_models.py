@@ -15,7 +15,8 @@ import clipkit
 from clipkit.encoders import CLIP, CLIPConfig, create_model, get_config, list_models
 from tests.encoders.naive import padded_tokens, tiny_model
 
-SMALL = ["vit-tiny-32px", "conv-tiny-32px", "resnet-tiny-64px"]
+SMALL = ["vit-tiny-32px", "conv-tiny-32px"]
+RESNET = "resnet-tiny-64px"  # batch statistics: more about it in test_resnet.py
 
 
 def pictures(model: CLIP, count: int) -> torch.Tensor:
@@ -40,7 +41,7 @@ def test_the_names_are_public_and_a_slash_is_read_as_a_dash():
     assert get_config("ViT-B/32") == get_config("ViT-B-32")
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, RESNET])
 def test_forward_gives_unit_features_and_the_multiplier(name):
     model = create_model(name, init_logit_scale=math.log(10), init_logit_bias=-10.0)
     tokens = padded_tokens([3, 77, 12], 77, vocab=model.config.text.vocab_size)
@@ -100,7 +101,7 @@ def test_recomputing_blocks_changes_no_gradient(name, overrides):
     assert with_recompute < 0.7 * sum(saved)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, RESNET])
 def test_blocks_are_disjoint_and_hold_most_of_the_towers(name):
     model = create_model(name)
     inside = [id(p) for block in model.blocks() for p in block.parameters()]
@@ -109,7 +110,7 @@ def test_blocks_are_disjoint_and_hold_most_of_the_towers(name):
     assert sum(p.numel() for p in towers if id(p) in set(inside)) > 0.9 * sum(p.numel() for p in towers)
 
 
-@pytest.mark.parametrize("name", SMALL[:2])  # the ResNet's: in test_resnet.py, with its statistics
+@pytest.mark.parametrize("name", SMALL)
 def test_blocks_compile_one_by_one_with_the_same_result(name):
     model = create_model(name).eval()
     tokens = padded_tokens([5, 9, 30], 77, vocab=model.config.text.vocab_size)
@@ -149,7 +150,7 @@ def test_dtype_is_honoured_and_the_temperature_stays_float32():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_autocast_stays_close_to_full_precision(name):
-    model = create_model(name).eval()
+    model = create_model(name)
     tokens = padded_tokens([5, 9, 30], 77, vocab=model.config.text.vocab_size)
     pixels = pictures(model, 3)
     full = model(pixels, tokens)
