@@ -22,7 +22,7 @@ from clipkit.functional.global_contrastive import Surrogate, log_plus, surrogate
 from clipkit.losses._host import HostLoss, touch
 from clipkit.losses._temperatures import AdamRule, TemperatureRule
 from clipkit.losses._versions import GammaSchedule, find_version, inner_rate
-from clipkit.parallel import Gathering, Layout, Placement, Reading, SampleTable, announced, group_name
+from clipkit.parallel import Gathering, Layout, Placement, Reading, SampleTable, announced, check_table, group_name
 
 NEVER = -math.inf
 """log u of a sample that was not visited yet."""
@@ -128,6 +128,8 @@ class FastCLIPLoss(HostLoss):
             self.temperatures = TemperatureRule(
                 rho, temperature, tau_min, tau_max, tau_lr, tau_betas, tau_eps, adam=tau_adam
             )
+        self._initial = [NEVER, NEVER, *(self.temperatures.initial if self.temperatures else [])]
+        check_table(num_samples, self._initial, placement)
         self.epoch = 0.0
         self._table: SampleTable | None = None
         self._staged: _Staged | None = None
@@ -144,7 +146,8 @@ class FastCLIPLoss(HostLoss):
         Optional, and worth it where the table is sharded: every rank must call it then.
         """
         table = self._table_on(sample_ids.device)
-        self._reading = (sample_ids, table.begin_read(sample_ids))
+        if table.placement == "sharded":
+            self._reading = (sample_ids, table.begin_read(sample_ids))
 
     def image_ready(self, image_features: Tensor) -> None:
         """Start to send this rank's image features [n, d] while the text tower runs (`CLIP.forward(image_ready=...)`).
@@ -180,7 +183,8 @@ class FastCLIPLoss(HostLoss):
         group = self.ranks()
         with announced(group_name(group)):
             check_pair(image_features=image_features, text_features=text_features)
-            if isinstance(sample_ids, Tensor) and len(sample_ids) != len(image_features):
+            self._table_on(image_features.device).check(sample_ids)
+            if len(sample_ids) != len(image_features):
                 raise value_error(
                     "sample_ids",
                     got=f"{len(sample_ids)} ids",
@@ -271,9 +275,8 @@ class FastCLIPLoss(HostLoss):
     def table(self, device: torch.device | str | None = None) -> SampleTable:
         """The estimates, made at the first use: log u of image and text; individual temperatures and their moments."""
         if self._table is None:
-            initial = [NEVER, NEVER, *(self.temperatures.initial if self.temperatures else [])]
             self._table = SampleTable(
-                self.num_samples, initial, placement=self.placement, group=self.ranks(), device=device
+                self.num_samples, self._initial, placement=self.placement, group=self.ranks(), device=device
             )
         return self._table
 

@@ -13,7 +13,7 @@ from clipkit.parallel.collectives import (
     sum_over_ranks,
 )
 from clipkit.parallel.layout import ALONE, Layout, announced, group_name
-from clipkit.parallel.sample_table import Placement, Reading, SampleTable
+from clipkit.parallel.sample_table import Placement, Reading, SampleTable, check_table
 
 __all__ = [
     "ALONE",
@@ -24,6 +24,7 @@ __all__ = [
     "SampleTable",
     "announced",
     "begin_gather",
+    "check_table",
     "gather_rows",
     "group_name",
     "logaddexp_over_ranks",

@@ -60,7 +60,7 @@ class SampleTable:
         Raises:
             TypeError, ValueError: an argument is not as described, or the group has no backend for the device.
         """
-        _check_arguments(num_samples, initial, placement)
+        check_table(num_samples, initial, placement)
         self.num_samples, self.columns = num_samples, len(initial)
         self._group_name = group_name(group)
         self._group = group
@@ -142,26 +142,25 @@ class SampleTable:
         scatter_state(self._rows, self._local(ids), rows.detach().float().contiguous(), skip=flag)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The table for a checkpoint: one tensor [num_samples, columns], a DTensor where it is sharded.
+        """The table for a checkpoint: a tensor [num_samples] for each column, a DTensor where the table is sharded.
 
         They share the table's memory: what is loaded into them in place is in the table. A checkpoint written with one
-        placement and world size can be read with any other.
+        placement and world size can be read with any other. Who reads or writes one needs memory for one column of a
+        part as it was written, besides the table: torch reads a part in one piece, however little of it a rank wants.
         """
+        columns = {f"column_{place}": column for place, column in enumerate(self._rows.unbind(1))}
         if self.placement == "replicated":
-            return {"rows": self._rows}
+            return columns
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
         assert self._group is not None
-        whole = DTensor.from_local(
-            self._rows,
-            DeviceMesh.from_group(self._group, self.device.type),
-            [Shard(0)],
-            run_check=False,
-            shape=torch.Size((self.num_samples, self.columns)),
-            stride=(self.columns, 1),
-        )
-        return {"rows": whole}
+        mesh = DeviceMesh.from_group(self._group, self.device.type)
+        whole = {"shape": torch.Size((self.num_samples,)), "stride": (self.columns,)}
+        return {
+            name: DTensor.from_local(column, mesh, [Shard(0)], run_check=False, **whole)
+            for name, column in columns.items()
+        }
 
     def check(self, ids: Tensor) -> None:
         """Complain about ids [n] that are not int64, or on the CPU and out of range.
@@ -236,7 +235,12 @@ def _block(num_samples: int, group: ProcessGroup | None) -> tuple[int, int]:
     return start, min(start + size, num_samples)
 
 
-def _check_arguments(num_samples: int, initial: Sequence[float], placement: str) -> None:
+def check_table(num_samples: int, initial: Sequence[float], placement: str) -> None:
+    """The arguments of a `SampleTable`, before there is one.
+
+    Raises:
+        TypeError, ValueError: one is not as described there.
+    """
     if not isinstance(num_samples, int) or isinstance(num_samples, bool):
         fix = "pass the number of samples of the data set"
         raise type_error("num_samples", got=f"a {type(num_samples).__name__}", want="an int", fix=fix)
