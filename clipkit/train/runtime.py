@@ -200,7 +200,8 @@ def runtime(env: Mapping[str, str] | None = None) -> Iterator[Runtime]:
         return
     if owned:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            # gloo beside NCCL: what ranks agree on before a loss (row counts, settings) then never waits for the device
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             init_method=rendezvous(launch, env),
             rank=launch.rank,
             world_size=launch.world_size,
