@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/fastclip-results.md as a function of the result files of bench.fastclip and bench.fastclip_tries."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.fastclip_figure import mean_and_error, score
+from bench.fastclip_methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "fastclip-results.md"
+
+_TOP = """# FastCLIP beside OpenCLIP's loss, on real pairs and two CPU cores
+
+Written by `{command}` from [{result}](../{result}) and [{tries}](../{tries}): do not edit. Run on {device}, {cpu},
+torch {torch}, commit {commit}. What the methods are: [fastclip.md](fastclip.md).
+
+## What was run
+
+`clipkit data emoji`, then for every method and seed `clipkit train --config fastclip-emoji.yaml` with the settings at
+the end of this page. All methods train the same model from the same initial weights on the same pairs in the same
+order; a seed changes weights, order and variation of the pictures.
+
+| | |
+| --- | --- |
+| pairs | {pairs} drawings of emoji in five styles, their labels and up to {tags} tags |
+| model | {model}, from nothing |
+| batch | {batch}: {negatives} negatives for each anchor, {share:.1f} % of the pairs |
+| length | {epochs} epochs of {steps} steps, so {epochs} visits of each pair; {seen:,} pairs seen |
+| optimizer | AdamW, rate {lr:g}, cosine to zero, weight decay {decay:g}, for all methods |
+| seeds | {seeds} |
+
+Tests, all in a sixth style that nothing was trained on: **seen**, {seen_pictures} pictures of concepts trained in other
+styles, among {captions} captions; **unseen**, {unseen_pictures} pictures of concepts never trained, among their own
+captions; **classes**, {classified} of both, to be sorted into {classes} classes such as {examples}. A class is a tag of
+emojibase; its name alone is the prompt, and a picture belongs to it that has this one tag of the {classes}.
+
+## What came out
+
+Per cent; mean over the seeds and its standard error. Retrieval is the mean of both directions.
+"""
+
+_AFTER_TABLE = """
+τ is the temperature at the end (individual ones: their mean over pairs and sides).
+
+The same as differences to OpenCLIP's run of the same seed, mean and standard error:
+"""
+
+_FIGURE = """
+![Retrieval and zero-shot accuracy against pairs seen](figures/fastclip-emoji.svg)
+"""
+
+_READING = """
+## Why, as far as we can tell
+"""
+
+_TRIES = """
+## What was tried
+
+On a part of the training set (`python -m bench.fastclip_tries`): {train} pairs to train on for {epochs} epochs, one
+seed; {style} pictures of a held-out style and {concepts} pictures of held-out concepts to choose by, never the tests above.
+Every method had {each} tries beyond the settings that all share, which were chosen with OpenCLIP's loss. The score is
+the mean of R@1 over both parts and both directions, per cent; the best is in bold and was taken.
+"""
+
+Rows = Sequence[Mapping[str, Any]]
+"""COLUMNS of the tables: a title, and a function from the last point of a curve to a fraction of 1."""
+COLUMNS: Mapping[str, Callable[[Mapping[str, float]], float]] = {
+    "seen R@1": lambda point: score(point, "seen"),
+    "seen R@5": lambda point: _recall(point, "seen", 5),
+    "unseen R@1": lambda point: _recall(point, "unseen", 1),
+    "unseen R@5": lambda point: score(point, "unseen"),
+    "classes top-1": lambda point: score(point, "classes"),
+}
+
+
+def write_document(result: Path, tries: Path | None = None, to: Path = DOCUMENT) -> Path:
+    """Write the page from a result file and a file of tries (without one, the newest beside the result)."""
+    tries = tries or max(result.parent.glob("fastclip-tries-*.json"))
+    to.write_text(document(result, tries), encoding="utf-8")
+    return to
+
+
+def document(result_path: Path, tries_path: Path) -> str:
+    """The whole text."""
+    result, tries = (json.loads(path.read_text(encoding="utf-8")) for path in (result_path, tries_path))
+    parts = [_top(result, result_path, tries_path), "\n", _results(result["rows"]), _AFTER_TABLE, "\n"]
+    parts += [_differences(result["rows"]), _FIGURE, _READING, _tries(tries)]
+    return "".join(parts)
+
+
+def _top(result: Mapping[str, Any], path: Path, tries: Path) -> str:
+    recipe, stamp, rows = result["recipe"], result["environment"], result["rows"]
+    batch, epochs, last = recipe["train"]["global_batch"], recipe["train"]["epochs"], rows[0]["curve"][-1]
+    sizes, classes = result["sizes"], result["classes"]
+    steps = last["samples"] // batch
+    return _TOP.format(
+        command=result["command"],
+        result=_shown(path),
+        tries=_shown(tries),
+        device=stamp["device"],
+        cpu=stamp["cpu"],
+        torch=stamp["torch"],
+        commit=_commit(stamp["commit"]),
+        pairs=f"{sizes['train']:,}",
+        tags=recipe["data"]["tags"][1],
+        model=recipe["model"]["name"],
+        batch=batch,
+        negatives=batch - 1,
+        share=100 * batch / sizes["train"],
+        epochs=epochs,
+        steps=steps // epochs,
+        seen=last["samples"],
+        lr=recipe["optim"]["lr"],
+        decay=recipe["optim"]["weight_decay"],
+        seeds=", ".join(str(seed) for seed in sorted({row["seed"] for row in rows})),
+        seen_pictures=f"{sizes['test-seen']:,}",
+        captions=f"{sizes['captions']:,}",
+        unseen_pictures=sizes["test-unseen"],
+        classified=sum(classes.values()),
+        classes=len(classes),
+        examples=", ".join(list(classes)[:3]),
+    )
+
+
+def _results(rows: Rows) -> str:
+    lines = []
+    for method in _methods(rows):
+        mine = [row for row in rows if row["method"] == method]
+        values = [[column(row["curve"][-1]) for row in mine] for column in COLUMNS.values()]
+        temperatures = [row["tau"] for row in mine]
+        lines.append([METHODS[method].title, *map(_percent, values), f"{statistics.fmean(temperatures):.3f}"])
+    return _table(["", *COLUMNS, "τ"], lines)
+
+
+def _differences(rows: Rows) -> str:
+    base = {row["seed"]: row["curve"][-1] for row in rows if row["method"] == "openclip"}
+    lines = []
+    for method in _methods(rows):
+        mine = [row for row in rows if row["method"] == method and row["seed"] in base]
+        if method == "openclip" or not mine:
+            continue
+        values = [[column(row["curve"][-1]) - column(base[row["seed"]]) for row in mine] for column in COLUMNS.values()]
+        lines.append([METHODS[method].title, *(_percent(one, "+") for one in values)])
+    return _table(["", *COLUMNS], lines)
+
+
+def _tries(tries: Mapping[str, Any]) -> str:
+    head = _TRIES.format(
+        **{name: f"{tries['split'][name]:,}" for name in ("train", "style", "concepts")},
+        epochs=tries["epochs"],
+        each=max(len(method.tries) for method in METHODS.values()),
+    )
+    lines = []
+    for row in tries["rows"]:
+        mark = "**" if METHODS[row["method"]].chosen == row["try"] else ""
+        words = " ".join(f"`{word}`" for word in row["words"])
+        lines.append([METHODS[row["method"]].title, f"{mark}{row['try']}{mark}", f"{100 * row['score']:.2f}", words])
+    return f"{head}\n{_table(['', 'try', 'score', 'settings'], lines)}"
+
+
+def _methods(rows: Rows) -> list[str]:
+    present = {row["method"] for row in rows}
+    return [method for method in METHODS if method in present]
+
+
+def _recall(point: Mapping[str, float], name: str, depth: int) -> float:
+    return statistics.fmean(point[f"{name}/{way}/R@{depth}"] for way in ("image_to_text", "text_to_image"))
+
+
+def _percent(values: Sequence[float], sign: str = "") -> str:
+    mean, error = mean_and_error(values)
+    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _shown(path: Path) -> str:
+    whole = path.resolve()
+    return whole.relative_to(ROOT).as_posix() if whole.is_relative_to(ROOT) else path.name
+
+
+def _commit(name: str | None) -> str:
+    head, plus, _ = str(name).partition("+")
+    return head[:9] + (" with changes" if plus else "")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was tried for each method of bench.fastclip, on a part of the training set; the tests are never opened.
+
+    python -m bench.fastclip_tries --emoji data/emoji
+
+The split is that of bench.demo_choices: a drawing style and 15 % of the concepts of the training part are held out.
+Each method has the same number of tries, of the same length and seed. The best is the one with the highest mean of R@1 over
+both held-out parts and both directions; bench.fastclip_methods names it, and a test holds it to this result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench import record
+from bench.demo_choices import build_split
+from bench.fastclip import add_common, figures, prepare, run_all, train
+from bench.fastclip_methods import METHODS
+
+TESTS = (
+    "eval.retrieval=[{name: style, data: data/split/style, captions: data/split/captions.txt},"
+    " {name: concepts, data: data/split/concepts}]"
+)
+
+
+def main() -> None:
+    """Run all tries, print a table and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    parser.add_argument("--epochs", type=int, default=8)
+    options = parser.parse_args()
+    folder = prepare(options.emoji, options.out)
+    split = folder / "data" / "split"
+    sizes = split / "sizes.json"
+    if not sizes.exists():
+        sizes.write_text(json.dumps(build_split(options.emoji, split)), encoding="utf-8")
+    jobs = [(method, name) for method in options.methods for name in METHODS[method].tries]
+    rows = run_all(jobs, lambda job: one_try(folder, job[0], job[1], options.epochs), options.jobs)
+    for row in rows:
+        print(f"{row['method']:10} {row['try']:32} {100 * row['score']:5.2f}")
+    body = {"epochs": options.epochs, "split": json.loads(sizes.read_text(encoding="utf-8")), "rows": rows}
+    print(record.write("fastclip-tries", f"python -m bench.fastclip_tries --epochs {options.epochs}", body))
+
+
+def one_try(folder: Path, method: str, name: str, epochs: int) -> dict[str, Any]:
+    """Train and test one try."""
+    words = [
+        "data.train=data/split/train",
+        TESTS,
+        f"train.epochs={epochs}",
+        f"recipe.options.decay_epochs={epochs / 2:g}",
+        *METHODS[method].words(name),
+    ]
+    out = train(folder, Path("tries") / f"{method}-{list(METHODS[method].tries).index(name)}", words)
+    found = figures(json.loads((out / "eval.json").read_text(encoding="utf-8")))
+    score = statistics.fmean(value for key, value in found.items() if key.endswith("/R@1"))
+    return {"method": method, "try": name, "words": METHODS[method].words(name), "score": score, "figures": found}
+
+
+if __name__ == "__main__":
+    main()
