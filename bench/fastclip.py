@@ -6,7 +6,7 @@
 
 Trains every method once for each seed with the `clipkit` command, one thread and two runs at a time, and writes the
 result file, docs/fastclip-results.md and its figure. Called again it goes on where it was stopped, and runs nothing
-that it has. Runs are deterministic for a given processor: a machine with other work to do gives the same figures, later.
+that it has. Runs are deterministic for a given processor: a busy machine gives the same figures, later.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m bench.fastclip_tries --emoji data/emoji
 
 The split is that of bench.demo_choices: a drawing style and 15 % of the concepts of the training part are held out.
-Each method has the same number of tries, of the same length and seed. The best is the one with the highest mean of R@1 over
-both held-out parts and both directions; bench.fastclip_methods names it, and a test holds it to this result.
+Each method has the same number of tries, of the same length and seed. The best has the highest mean of R@1 over both held-out
+parts and both directions; bench.fastclip_methods names it, and a test holds it to this result.
 """
 
 from __future__ import annotations
