@@ -148,12 +148,12 @@ def pip_into(python, env, *arguments):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def use_installed(python, tmp_path):
+def use_installed(python, tmp_path, *, compiled=True):
     """Import what was installed, torch coming from the test environment; returns where clipkit was found."""
     site = next((tmp_path / "env").glob("lib/python*/site-packages"))
     (site / "outer.pth").write_text(SITE_PACKAGES + "\n")
     code = (
-        "import torch, clipkit, clipkit.kernels, clipkit._native\n"
+        f"import torch, clipkit, clipkit.kernels{', clipkit._native' if compiled else ''}\n"
         "x = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)\n"
         "assert clipkit.clip_loss(x, x, 10.0).isfinite()\n"
         "print(clipkit.__file__)"
@@ -164,12 +164,30 @@ def use_installed(python, tmp_path):
     return Path(result.stdout.strip())
 
 
+def test_wheel_built_without_a_compiler_installs_and_works(sources, tmp_path, clean_python):
+    """On the torch backend, and `clipkit doctor` says in a line why not on the other."""
+    env = environment(tmp_path, tools=False)
+    code, output, wheel = build("wheel", sources, env)
+    assert code == 0, output
+    pip_into(clean_python, env, str(wheel))
+    assert (tmp_path / "env") in use_installed(clean_python, tmp_path, compiled=False).parents
+    doctor = subprocess.run([clean_python.with_name("clipkit"), "doctor"], cwd=tmp_path, capture_output=True, text=True)
+    assert doctor.returncode == 0, doctor.stderr
+    said = [line.strip() for line in doctor.stdout.splitlines()]
+    assert any(line.startswith("not built (a C++ compiler was missing") for line in said)
+    assert any(line.startswith("cpu   cpu     not available: clipkit was installed without") for line in said)
+    assert any(line.startswith("* cpu   torch   float64 float32 bfloat16 float16;") for line in said)
+
+
 @needs_compiler
 @pytest.mark.slow
 def test_wheel_with_compiled_part_installs_and_works(sources, tmp_path, clean_python):
     env = environment(tmp_path, CLIPKIT_BUILD_CPU="1", CLIPKIT_BUILD_CUDA="0")
     code, output, wheel = build("wheel", sources, env)
     assert code == 0, output
+    commands = next(sources.rglob("build.ninja")).read_text()
+    assert "-march" not in commands, "one build serves every processor"
+    assert "-mtune" not in commands
     assert not wheel.name.endswith("-none-any.whl")
     pip_into(clean_python, env, str(wheel))
     assert (tmp_path / "env") in use_installed(clean_python, tmp_path).parents
