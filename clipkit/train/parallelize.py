@@ -45,7 +45,8 @@ def wrap(
     if mode == "fsdp2":
         return _shard(module, blocks, runtime, low_dtype)
     device_ids = [runtime.device] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
+    # buffers are made equal once a step by `average_statistics`, as under FSDP2; not by rank 0 before each forward pass
+    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def _shard(
@@ -102,6 +103,25 @@ def replica(module: nn.Module) -> nn.Module:
     plain: nn.Module = type(module)(copy.deepcopy(config))
     plain.load_state_dict(whole)
     return plain.to(next(iter(whole.values())).device)
+
+
+@torch.no_grad()
+def average_statistics(statistics: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Make BatchNorm's running statistics their mean over ranks, in place, the same bits everywhere. Collective.
+
+    Each rank's are a moving average of what its own batches gave, and that is linear: the mean over ranks is the moving
+    average of the batches of all ranks. Done at every step, although training never reads them, so that they do not
+    depend on when a checkpoint was written.
+    """
+    if group is None or not statistics:
+        return
+    flat = torch.cat([values.flatten() for values in statistics])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    parts = flat.split([values.numel() for values in statistics])
+    torch._foreach_copy_(
+        list(statistics), [part.view_as(values) for part, values in zip(parts, statistics, strict=True)]
+    )
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:

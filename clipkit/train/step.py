@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from clipkit.encoders.batch_norm import frozen_statistics, running_statistics
 from clipkit.errors import value_error
 from clipkit.recipes import BaseRecipe
 from clipkit.train.config import Config
-from clipkit.train.parallelize import clip_gradients, gradient_sync, unwrap
+from clipkit.train.parallelize import average_statistics, clip_gradients, gradient_sync, unwrap
 from clipkit.train.precision import Precision
 from clipkit.train.rates import group_rate
 from clipkit.train.runtime import Runtime
@@ -60,6 +61,7 @@ class TrainStep:
         self.recipe, self.module, self.optimizer = recipe, module, optimizer
         self.config, self.runtime, self.precision, self.total_steps = config, runtime, precision, total_steps
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._statistics = running_statistics(module)
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
         """Train on this rank's rows of global batch number `step` (counted from 0)."""
@@ -74,6 +76,7 @@ class TrainStep:
         grad_norm = clip_gradients(self._parameters, self.config.optim.grad_clip, self.runtime.group)
         scaler.step(self.optimizer)
         scaler.update()
+        average_statistics(self._statistics, self.runtime.group)
         self.recipe.after_step(unwrap(self.module))
         self.recipe.commit((~grad_norm.isfinite()).float())
         detached = {name: loss.detach() for name, loss in losses.items()}
@@ -92,6 +95,7 @@ class TrainStep:
 
         Encode without a graph, take one loss over all rows, then encode again with the same random numbers and send
         the cached feature gradients back. 0-D outputs (the scale) get their gradient once, with the last micro-batch.
+        BatchNorm normalises by the micro-batch, in both passes alike; the first enters its running statistics.
         """
         parts = split(batch, self.config.train.accumulation)
         states, cached = [], []
@@ -108,7 +112,7 @@ class TrainStep:
         for index, (part, state) in enumerate(zip(parts, states, strict=True)):
             last = index == len(parts) - 1
             self._restore_random_state(state)
-            with gradient_sync(self.module, last=last):
+            with gradient_sync(self.module, last=last), frozen_statistics(self.module):
                 with self.precision.encoding():
                     features = self.recipe.encode(part)
                 terms = [(features[name] * gradient[index]).sum() for name, gradient in rows.items()]
