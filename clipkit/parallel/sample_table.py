@@ -142,25 +142,22 @@ class SampleTable:
         scatter_state(self._rows, self._local(ids), rows.detach().float().contiguous(), skip=flag)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The table for a checkpoint: a tensor [num_samples] for each column, a DTensor where the table is sharded.
+        """The table for a checkpoint: one tensor [num_samples, columns], a DTensor where it is sharded.
 
-        They share the table's memory: what is loaded into them in place is in the table. A checkpoint written with one
-        placement and world size can be read with any other. Who reads or writes one needs memory for one column of a
-        part as it was written, besides the table: torch reads a part in one piece, however little of it a rank wants.
+        It shares the table's memory: what is loaded into it in place is in the table. A checkpoint written with one
+        placement and world size can be read with any other. Writing takes no memory beyond the table (a tensor for each
+        column would be copied first); reading takes, for a while, that of a part as it was written, or of two where a
+        rank's rows lie in several: torch reads a part in one piece, however little of it is wanted.
         """
-        columns = {f"column_{place}": column for place, column in enumerate(self._rows.unbind(1))}
         if self.placement == "replicated":
-            return columns
+            return {"rows": self._rows}
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
         assert self._group is not None
         mesh = DeviceMesh.from_group(self._group, self.device.type)
-        whole = {"shape": torch.Size((self.num_samples,)), "stride": (self.columns,)}
-        return {
-            name: DTensor.from_local(column, mesh, [Shard(0)], run_check=False, **whole)
-            for name, column in columns.items()
-        }
+        shape, stride = torch.Size((self.num_samples, self.columns)), (self.columns, 1)
+        return {"rows": DTensor.from_local(self._rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)}
 
     def check(self, ids: Tensor) -> None:
         """Complain about ids [n] that are not int64, or on the CPU and out of range.
