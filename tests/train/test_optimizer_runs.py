@@ -25,8 +25,6 @@ NAMES = list(OPTIMIZERS)
 
 def tree(data: Path, out: Path, name: str, **train: object) -> dict[str, object]:
     """With FastCLIP's rule for the temperature, acting from the start (0.07 is below the threshold)."""
-    if name == "lion":
-        pytest.importorskip("pytorch_optimizer", reason="the extra named lion is not installed")
     settings = tiny.settings(data, out)
     settings["train"].update(train)
     settings["optim"] = {

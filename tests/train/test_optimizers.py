@@ -9,11 +9,15 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkit.train.config import LambConfig, LionConfig, OptimConfig, ScaleScheduleConfig, SgdConfig
 from clipkit.train.optimizers import build_optimizer
 from clipkit.train.state import _materialise
+from tests.parallel.ranks import run_on_ranks
 
 LR, LR_SCALE, DECAY, BETAS, EPS = 0.01, 0.003, 0.1, (0.9, 0.98), 1e-6
 COMMON = {"lr": LR, "lr_scale": LR_SCALE, "weight_decay": DECAY, "betas": BETAS, "eps": EPS}
@@ -46,8 +50,6 @@ class Model(nn.Module):
 
 
 def build(model: Model, name: str, **changes: object) -> torch.optim.Optimizer:
-    if SETTINGS[name].name == "lion":
-        pytest.importorskip("pytorch_optimizer", reason="the extra named lion is not installed")
     return build_optimizer(dataclasses.replace(SETTINGS[name], **changes), model, [])
 
 
@@ -207,6 +209,33 @@ def test_an_overflowed_step_changes_neither_weights_nor_state(name):
         scaler.update()
         for ours, wanted in zip(*(model.parameters() for model in models), strict=True):
             assert torch.equal(ours, wanted), step
+
+
+def _overflow_on_one_rank(rank: int) -> None:
+    for name in (name for name in NAMES if name != "muon"):  # which takes no shards
+        model = Model(torch.float32)
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params={model.logit_scale})
+        optimizer, scaler = build(model, name), torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(torch.ones(1))
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        if rank == 1:
+            model.linear.weight.grad.to_local()[0, 0] = torch.inf
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 4.0, name
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            assert torch.equal(_local(parameter), _local(old)), name
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def test_an_overflow_in_one_rank_s_shard_leaves_the_step_out_on_all():
+    run_on_ranks(2, _overflow_on_one_rank)
 
 
 def test_lion_without_its_library_names_what_to_install(monkeypatch):
