@@ -2,10 +2,6 @@
 // clipkit._native: one module, filled by the rooms below (cpu/bindings.cpp, cuda/bindings.cpp).
 #include "bindings.h"
 
-#ifdef CLIPKIT_WITH_CUDA
-#include "cuda/device.h"
-#endif
-
 namespace {
 
 namespace py = pybind11;
@@ -21,10 +17,8 @@ py::dict build_info() {
 #endif
 #ifdef CLIPKIT_WITH_CUDA
   info["cuda"] = true;
-  info["cuda_devices"] = clipkit::device_count();
 #else
   info["cuda"] = false;
-  info["cuda_devices"] = 0;
 #endif
   info["cuda_archs"] = CLIPKIT_CUDA_ARCHS;
   return info;
@@ -35,7 +29,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "clipkit's compiled part: pointers are integers (tensor.data_ptr()), sizes and strides count elements, data are fp32 "
                  "unless a function says otherwise.";
-  module.def("build_info", &build_info, "Compiler, whether the CUDA part is inside and for which architectures, visible CUDA devices.");
+  module.def("build_info", &build_info, "Compiler, whether the CUDA part is inside and for which architectures. Asks no driver.");
   clipkit::bind_cpu(module);
   clipkit::bind_bf16(module);
   clipkit::bind_cuda(module);

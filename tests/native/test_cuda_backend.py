@@ -14,7 +14,7 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda")
 
 
 def built(monkeypatch, *, cuda, missing=None):
-    info = {"cuda": cuda, "cuda_archs": "80,90a" if cuda else "", "cuda_devices": 0}
+    info = {"cuda": cuda, "cuda_archs": "80,90a" if cuda else ""}
     module = None if missing else types.SimpleNamespace(build_info=lambda: info)
     monkeypatch.setattr(library, "_load", lambda: (module, missing))
 
