@@ -68,9 +68,9 @@ METHODS = {
         "tau 0.07, rate of tau 0.001",
     ),
     "sogclr": Method("SogCLR", _own("sogclr"), _grid(_STARTS, _CONSTANT), "tau 0.07, gamma 0.7"),
-    "isogclr": Method("iSogCLR", _own("isogclr", **_INDIVIDUAL), _grid(_RHOS, _CONSTANT), "rho 1.5, gamma 0.7"),
     "v0": Method("FastCLIP v0", {**_own("v0"), **_AS_THE_REST}, _grid(_RATES, _COSINE), "rate of tau 0.001, gamma 0.2"),
     "v1": Method("FastCLIP v1", _own("v1"), _grid(_STARTS, _COSINE), "tau 0.07, gamma 0.2"),
     "v2": Method("FastCLIP v2", _own("v2", **_INDIVIDUAL), _grid(_RHOS, _COSINE), "rho 1.5, gamma 0.2"),
     "v3": Method("FastCLIP v3", {**_own("v3"), **_FAST}, _grid(_RHOS, _COSINE), "rho 1.5, gamma 0.2"),
+    "isogclr": Method("iSogCLR", _own("isogclr", **_INDIVIDUAL), _grid(_RHOS, _CONSTANT), "rho 1.5, gamma 0.7"),
 }

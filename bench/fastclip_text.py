@@ -66,7 +66,7 @@ _TRIES = """
 On a part of the training set (`python -m bench.fastclip_tries`): {train} pairs to train on for {epochs} epochs, one
 seed; {style} pictures of a held-out style and {concepts} pictures of held-out concepts to choose by, never the tests.
 Every method had {each} tries beyond the settings that all share, which were chosen with OpenCLIP's loss. The score is
-the mean of R@1 over both parts and both directions, per cent; the best is in bold and was taken.
+the mean of R@10 over both parts and both directions, per cent; the best is in bold and was taken.
 """
 
 Rows = Sequence[Mapping[str, Any]]

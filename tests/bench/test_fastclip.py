@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench.fastclip compares what it says it compares, on what it says, and its page is what the result files say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import fastclip, fastclip_tries
+from bench.fastclip_figure import FIGURE, PANELS, STYLES, curve, draw, mean_and_error, score
+from bench.fastclip_methods import METHODS, RECIPE, TRIES_EACH
+from bench.fastclip_text import COLUMNS, DOCUMENT, ROOT, document
+from clipkit.data import Sample, open_dataset, write_shards
+from clipkit.recipes import create_recipe
+from clipkit.train.config import load_config
+from clipkit.train.typed import to_plain
+from tests.data.samples import picture
+
+OWN = {"recipe", "optim.lr_scale", "optim.scale_schedule", "model.overrides"}
+"""What may differ between methods."""
+needs_results = pytest.mark.skipif(not DOCUMENT.exists(), reason="docs/fastclip-results.md is not written yet")
+
+
+def results() -> tuple[str, Path, Path]:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    result, tries = (ROOT / name for name in re.findall(r"\]\(\.\./(\S+\.json)\)", text))
+    return text, result, tries
+
+
+def test_methods_differ_in_the_loss_and_its_temperature_alone() -> None:
+    def shared(words: list[str]) -> Any:
+        plain = to_plain(load_config(RECIPE, words))
+        plain.pop("recipe"), plain["model"].pop("overrides")
+        plain["optim"].pop("lr_scale"), plain["optim"].pop("scale_schedule")
+        return plain
+
+    base = shared([])
+    for name, method in METHODS.items():
+        assert len(method.tries) == TRIES_EACH, name
+        assert method.chosen in method.tries
+        seen = set()
+        for one in method.tries:
+            words = method.words(one)
+            assert shared(words) == base, (name, one)
+            create_recipe(load_config(RECIPE, words))
+            seen.add(tuple(words))
+        assert len(seen) == TRIES_EACH, f"{name} tries something twice"
+        overrides = load_config(RECIPE, method.words()).model.overrides
+        assert set(overrides) <= {"init_logit_scale"}
+
+
+def test_methods_are_the_versions_they_are_named_for() -> None:
+    for name, method in METHODS.items():
+        config = load_config(RECIPE, method.words())
+        if name == "openclip":
+            assert (config.recipe.name, config.recipe.options) == ("contrastive", {})
+        else:
+            assert config.recipe.options["version"] == name
+    assert set(STYLES) == set(METHODS)
+
+
+def test_recipe_ships_with_what_was_chosen_for_v3() -> None:
+    assert load_config(RECIPE, METHODS["v3"].words()) == load_config(RECIPE)
+
+
+def test_a_class_is_the_only_one_of_its_tags(tmp_path: Path) -> None:
+    tags = {"a": ["animal", "cat"], "b": ["animal", "face"], "c": ["cat"], "d": ["zodiac"]}
+    for split, keys in (("test-seen", "abc"), ("test-unseen", "d")):
+        samples = [Sample(key, picture(1), key, {"tags": tags[key]}) for key in keys]
+        write_shards(tmp_path / "emoji" / split, samples)
+    assert fastclip.build_classes(tmp_path / "emoji", tmp_path / "classes") == {"animal": 1, "zodiac": 1}
+    found = open_dataset(tmp_path / "classes")
+    assert [found.read(number).metadata["class"] for number in range(len(found))] == ["animal", "zodiac"]
+    assert len(set(fastclip.CLASSES)) == len(fastclip.CLASSES)
+
+
+def test_a_finished_run_is_not_run_again_and_another_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def clipkit(command: list[str], cwd: Path, **_: Any) -> subprocess.CompletedProcess[str]:
+        words = [word for before, word in itertools.pairwise(command) if before == "--set"]
+        config = load_config(RECIPE, words)
+        run = cwd / config.output.dir
+        run.mkdir(parents=True, exist_ok=True)
+        import yaml
+
+        (run / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+        calls.append(command[command.index("--resume") + 1])
+        return subprocess.CompletedProcess(command, 0 if len(calls) != 1 else 1, "", "killed")
+
+    monkeypatch.setattr(fastclip.subprocess, "run", clipkit)
+    with pytest.raises(RuntimeError, match="killed"):
+        fastclip.train(tmp_path, Path("runs/x"), ["train.seed=1"])
+    for _ in range(2):
+        assert fastclip.train(tmp_path, Path("runs/x"), ["train.seed=1"]) == tmp_path / "runs/x"
+    fastclip.train(tmp_path, Path("runs/x"), ["train.seed=2"])
+    assert calls == ["never", "auto", "never"], "new, went on, finished and left alone, other settings"
+
+
+def test_a_try_sees_no_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def train(folder: Path, out: Path, words: list[str]) -> Path:
+        seen.append(json.dumps(to_plain(load_config(RECIPE, words))))
+        (tmp_path / "eval.json").write_text(json.dumps({f"style/image_to_text/R@{k}": k / 100 for k in (1, 10)}))
+        return tmp_path
+
+    monkeypatch.setattr(fastclip_tries, "train", train)
+    for method in METHODS:
+        found = fastclip_tries.one_try(tmp_path, method, METHODS[method].chosen, 8)
+        assert found["score"] == pytest.approx(0.1)
+    assert all("test-" not in config and "data/split" in config for config in seen)
+
+
+def test_error_is_that_of_the_mean() -> None:
+    assert mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / math.sqrt(3)))
+    assert mean_and_error([1.0])[0] == 1.0
+    assert math.isnan(mean_and_error([1.0])[1])
+
+
+def made_up(seeds: int = 3) -> dict[str, Any]:
+    """A result file's rows, v3 better than OpenCLIP's by a point at every seed."""
+
+    def point(samples: int, value: float) -> dict[str, float]:
+        ways = [f"{name}/{way}" for name in ("seen", "unseen") for way in ("image_to_text", "text_to_image")]
+        return {"samples": samples, "classes/top@1": value, **{f"{w}/R@{k}": value for w in ways for k in (1, 5)}}
+
+    rows = [
+        {"method": method, "seed": seed, "tau": 0.05, "loss": 1.0, "curve": [point(64, 0.1), point(128, value)]}
+        for seed in range(seeds)
+        for method, value in (("openclip", 0.2 + seed / 100), ("v3", 0.21 + seed / 100))
+    ]
+    return {"rows": rows, "environment": {"device": "d", "torch": "2", "commit": "c", "date": "today"}}
+
+
+def test_curves_and_scores_are_means_of_both_directions() -> None:
+    point = {f"seen/{way}/R@1": value for way, value in (("image_to_text", 0.2), ("text_to_image", 0.4))}
+    assert score(point, "seen") == pytest.approx(0.3)
+    rows = made_up()["rows"]
+    assert curve(rows, "v3", "classes")[-1] == (128, pytest.approx(0.22), pytest.approx(0.01 / math.sqrt(3)))
+    assert all(column(rows[0]["curve"][0]) == pytest.approx(0.1) for column in COLUMNS.values())
+
+
+def test_figure_has_a_line_for_each_method(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = draw(made_up(), tmp_path / "f.svg").read_text(encoding="utf-8")
+    assert text == draw(made_up(), tmp_path / "g.svg").read_text(encoding="utf-8")
+    assert len(PANELS) == 3
+
+
+@needs_results
+def test_the_page_is_its_result_files() -> None:
+    text, result, tries = results()
+    assert document(result, tries) == text
+    assert FIGURE.exists()
+
+
+@needs_results
+def test_every_method_ran_with_the_same_seeds_at_least_three_and_saw_the_same_pairs() -> None:
+    _, path, _ = results()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    seeds = {name: sorted(row["seed"] for row in result["rows"] if row["method"] == name) for name in METHODS}
+    assert len(seeds["openclip"]) >= 3
+    assert all(one == seeds["openclip"] for one in seeds.values())
+    assert len({tuple(point["samples"] for point in row["curve"]) for row in result["rows"]}) == 1
+    assert result["methods"] == {name: method.words() for name, method in METHODS.items()}
+
+
+@needs_results
+def test_what_was_chosen_is_the_best_of_what_was_tried() -> None:
+    _, _, path = results()
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for name, method in METHODS.items():
+        mine = {row["try"]: row for row in rows if row["method"] == name}
+        assert set(mine) == set(method.tries)
+        assert method.chosen == max(mine, key=lambda one: mine[one]["score"])
+        assert all(row["words"] == method.words(one) for one, row in mine.items())
