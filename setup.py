@@ -93,13 +93,21 @@ def find_nvcc() -> str:
     nvcc = find_program("CUDACXX", ((f"{home}/bin/nvcc",) if home else ()) + ("nvcc",))
     if nvcc is None:
         raise MissingToolError("no nvcc found; install the CUDA toolkit, or set CUDA_HOME")
+    known_archs(nvcc)
     return nvcc
+
+
+def known_archs(nvcc: str) -> set[str]:
+    """What an nvcc compiles for, "80" and the like; MissingToolError where it is too old or too broken to say."""
+    listing = subprocess.run([*nvcc.split(), "--list-gpu-code"], capture_output=True, text=True)
+    if listing.returncode != 0:
+        raise MissingToolError(f"{nvcc} does not list what it compiles for; install CUDA 12 or newer")
+    return {line.strip().removeprefix("sm_") for line in listing.stdout.splitlines()}
 
 
 def cuda_archs(nvcc: str) -> list[str]:
     """The architectures to compile for: those asked for (all must be known), else the defaults that this nvcc knows."""
-    listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    known = {line.strip().removeprefix("sm_") for line in listing.splitlines()}
+    known = known_archs(nvcc)
     asked = os.environ.get("CLIPKIT_CUDA_ARCHS", "").replace(",", ";")
     archs = [arch.strip().removeprefix("sm_").replace(".", "") for arch in asked.split(";") if arch.strip()]
     unknown = [arch for arch in archs if arch.rstrip("af") not in known]

@@ -121,6 +121,19 @@ def test_cuda_asked_for_without_nvcc_fails_clearly(sources, tmp_path):
     assert "CLIPKIT_BUILD_CUDA=1, but no nvcc found" in output
 
 
+@needs_compiler
+@pytest.mark.parametrize("mode", ["auto", "1"])
+def test_an_nvcc_that_cannot_say_what_it_compiles_for(sources, tmp_path, mode):
+    """Too old, or broken: what `auto` is for."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    tools = {"CXX": shutil.which("false") if mode == "auto" else compiler, "CUDACXX": shutil.which("false")}
+    code, output, _ = build("wheel", sources, environment(tmp_path, tools=False, **tools, CLIPKIT_BUILD_CUDA=mode))
+    assert (code == 0) is (mode == "auto"), output
+    wanted = {"auto": "building without the CUDA part: ", "1": "CLIPKIT_BUILD_CUDA=1, but "}[mode]
+    assert f"{wanted}{shutil.which('false')} does not list what it compiles for" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("mode, succeeds", [("auto", True), ("1", False)])
 def test_a_compiler_that_fails(sources, tmp_path, mode, succeeds):
     env = environment(tmp_path, tools=False, CXX=shutil.which("false"), CLIPKIT_BUILD_CPU=mode)
