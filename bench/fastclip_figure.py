@@ -53,6 +53,17 @@ def curve(rows: Sequence[Mapping[str, Any]], method: str, panel: str) -> list[tu
     ]
 
 
+def pairs_to_reach(points: Sequence[tuple[int, float, float]], goal: float) -> float:
+    """Pairs seen where a curve first has a mean of `goal`, by straight lines between its points; infinite if never."""
+    before = (0, 0.0)
+    for samples, mean, _ in points:
+        if mean >= goal:
+            rise = mean - before[1]
+            return samples if rise == 0 else before[0] + (samples - before[0]) * (goal - before[1]) / rise
+        before = (samples, mean)
+    return math.inf
+
+
 def draw(result: Mapping[str, Any], path: Path = FIGURE) -> Path:
     """Draw a result file's curves."""
     import matplotlib

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench import fastclip, fastclip_tries
-from bench.fastclip_figure import FIGURE, PANELS, STYLES, curve, draw, mean_and_error, score
+from bench.fastclip_figure import FIGURE, PANELS, STYLES, curve, draw, mean_and_error, pairs_to_reach, score
 from bench.fastclip_methods import METHODS, RECIPE, TRIES_EACH
 from bench.fastclip_text import COLUMNS, DOCUMENT, ROOT, document
 from clipkit.data import Sample, open_dataset, write_shards
@@ -137,7 +137,16 @@ def made_up(seeds: int = 3) -> dict[str, Any]:
         for seed in range(seeds)
         for method, value in (("openclip", 0.2 + seed / 100), ("v3", 0.21 + seed / 100))
     ]
-    return {"rows": rows, "environment": {"device": "d", "torch": "2", "commit": "c", "date": "today"}}
+    stamp = {"device": "d", "cpu": "p", "torch": "2", "commit": "c", "date": "today"}
+    sizes = {"train": 6341, "test-seen": 1435, "test-unseen": 159, "captions": 1594}
+    return {
+        "command": "it",
+        "environment": stamp,
+        "recipe": to_plain(load_config(RECIPE)),
+        "sizes": sizes,
+        "classes": {"animal": 3, "arrow": 2, "building": 1},
+        "rows": rows,
+    }
 
 
 def test_curves_and_scores_are_means_of_both_directions() -> None:
@@ -148,11 +157,31 @@ def test_curves_and_scores_are_means_of_both_directions() -> None:
     assert all(column(rows[0]["curve"][0]) == pytest.approx(0.1) for column in COLUMNS.values())
 
 
+def test_pairs_to_reach_a_goal_are_interpolated() -> None:
+    points = [(100, 0.1, 0.0), (200, 0.3, 0.0), (300, 0.2, 0.0)]
+    assert pairs_to_reach(points, 0.2) == pytest.approx(150)
+    assert pairs_to_reach(points, 0.3) == pytest.approx(200)
+    assert math.isinf(pairs_to_reach(points, 0.31))
+
+
 def test_figure_has_a_line_for_each_method(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text = draw(made_up(), tmp_path / "f.svg").read_text(encoding="utf-8")
     assert text == draw(made_up(), tmp_path / "g.svg").read_text(encoding="utf-8")
     assert len(PANELS) == 3
+
+
+def test_page_tells_means_errors_differences_and_tries(tmp_path: Path) -> None:
+    row = {"method": "v3", "try": METHODS["v3"].chosen, "words": ["a=1"], "score": 0.1}
+    tries = {"epochs": 8, "split": {"train": 4170, "style": 1220, "concepts": 951}, "rows": [row]}
+    for name, content in (("r", made_up()), ("t", tries)):
+        (tmp_path / name).write_text(json.dumps(content))
+    text = document(tmp_path / "r", tmp_path / "t")
+    assert "| OpenCLIP | 21.0 ± 0.6 |" in text
+    assert "| FastCLIP v3 | 22.0 ± 0.6 |" in text
+    assert "| FastCLIP v3 | +1.0 ± 0.0 |" in text
+    assert f"| FastCLIP v3 | **{METHODS['v3'].chosen}** | 10.00 | `a=1` |" in text
+    assert "63 negatives" in text
 
 
 @needs_results
