@@ -34,17 +34,17 @@ def matrices(values):
 
 
 def wide(values):
-    return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
+    return {n: value.cpu().double() if value.is_floating_point() else value.cpu() for n, value in values.items()}
 
 
 def check(case, backend, inputs, constants, tolerance):
     """Loss and gradients are the definition's in float64, as far as the inputs' type goes."""
-    ours = value_and_gradients(on(case, backend), inputs, constants)
+    ours = wide(value_and_gradients(on(case, backend), inputs, constants))
     truth = value_and_gradients(case.naive, wide(inputs), wide(constants))
-    assert abs(ours["loss"].double() - truth["loss"]) <= 1e-5 * max(1.0, abs(float(truth["loss"])))
+    assert abs(ours["loss"] - truth["loss"]) <= 1e-5 * max(1.0, abs(float(truth["loss"])))
     for name in inputs:
         scale = truth[name].norm() + 1e-3 * truth[name].numel() ** 0.5  # of a gradient that is zero, its units
-        assert (ours[name].double() - truth[name]).norm() <= tolerance * scale, name
+        assert (ours[name] - truth[name]).norm() <= tolerance * scale, name
 
 
 @every_backend

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import clipkit
 from tests.reference.cases import CASES, value_and_gradients
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
@@ -25,35 +24,22 @@ def test_losses_equal_float64(case, dtype):
         {name: value.double() for name, value in inputs.items()},
         {n: v.double() if v.is_floating_point() else v for n, v in constants.items()},
     )
-    call = _offsets_on_card(case)
-    ours = value_and_gradients(call, _on_card(inputs), _on_card(constants))
-    again = value_and_gradients(call, _on_card(inputs), _on_card(constants))
+    ours = value_and_gradients(case.ours, _on_card(inputs), _on_card(constants))
+    again = value_and_gradients(case.ours, _on_card(inputs), _on_card(constants))
     for name, expected in truth.items():
         error = float((ours[name].double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30))
         assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
         assert torch.equal(ours[name], again[name]), f"{name} differs from run to run"
 
 
-def _offsets_on_card(case):
-    if case.name != "linear_bce":
-        return case.ours
-
-    def call(x, w, c, labels, **options):
-        offsets = torch.arange(len(x) + 1, device=labels.device) * labels.shape[1]
-        return clipkit.linear_bce_with_logits(x, w, c, offsets, labels.reshape(-1), **options)
-
-    return call
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_waits_for_the_device(case):
     inputs, constants = (_on_card(tensors) for tensors in case.make(64, 16, torch.bfloat16))
-    call = _offsets_on_card(case)
-    value_and_gradients(call, inputs, constants)  # allocations and lazy initialisation
+    value_and_gradients(case.ours, inputs, constants)  # allocations and lazy initialisation
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        value_and_gradients(call, inputs, constants)
+        value_and_gradients(case.ours, inputs, constants)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -65,9 +51,10 @@ def test_losses_on_the_triton_backend_equal_float64(case, dtype):
     inputs, constants = case.make(700, 96, dtype)
     wide = [{n: v.double() if v.is_floating_point() else v for n, v in d.items()} for d in (inputs, constants)]
     truth = value_and_gradients(case.naive, *wide)
-    call = _offsets_on_card(case)
     ours, again = (
-        value_and_gradients(lambda **values: call(**values, backend="triton"), _on_card(inputs), _on_card(constants))
+        value_and_gradients(
+            lambda **values: case.ours(**values, backend="triton"), _on_card(inputs), _on_card(constants)
+        )
         for _ in range(2)
     )
     for name, expected in truth.items():

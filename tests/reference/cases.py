@@ -71,7 +71,7 @@ def _with_classes(rows, width, dtype):
 
 def _bce(call):
     def run(x, w, c, labels, **options):
-        offsets = torch.arange(len(x) + 1) * labels.shape[1]
+        offsets = torch.arange(len(x) + 1, device=labels.device) * labels.shape[1]
         return call(x, w, c, offsets, labels.reshape(-1), **options)
 
     return run
