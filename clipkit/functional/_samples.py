@@ -33,7 +33,7 @@ class Samples(NamedTuple):
 
     def gather(self, layout: Layout) -> Tensor:
         """Everybody's numbers in global order, [N, columns] of one floating type; ids travel as the bits they are."""
-        ids = self.ids.view(self.log_u.dtype) if self.ids.numel() else self.ids.to(self.log_u.dtype)
+        ids = self.ids.view(self.log_u.dtype) if self.ids.shape[1] else self.ids.to(self.log_u.dtype)
         return gather_rows(torch.cat([*self[:-1], ids], dim=1), layout)
 
     @classmethod
