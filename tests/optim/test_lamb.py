@@ -268,6 +268,18 @@ def test_a_complex_parameter_is_refused():
         Lamb([nn.Parameter(torch.ones(3, dtype=torch.complex64))])
 
 
+@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.T.contiguous().T, lambda x: x.repeat(2, 2)[::2, ::2]])
+def test_how_weights_and_gradients_lie_in_memory_does_not_matter_to_plain_torch(layout):
+    start, gradient = torch.randn(6, 4), torch.randn(6, 4)
+    reference = ReferenceLamb([layout(start)], **OPTIONS, weight_decay=0.05, trust="nvlamb")
+    reference.step([layout(gradient)])
+    for other in (lambda x: x, lambda x: x.T.contiguous().T):
+        weight = nn.Parameter(layout(start.clone()))
+        weight.grad = other(layout(gradient))
+        Lamb([weight], **OPTIONS, weight_decay=0.05).step()
+        torch.testing.assert_close(weight.data.double(), reference.weights[0], rtol=2e-5, atol=2e-6)
+
+
 def test_the_cuda_backend_refuses_what_it_cannot_serve(monkeypatch):
     pytest.importorskip("clipkit._native", reason="clipkit was installed without its compiled part")
     monkeypatch.setenv("CLIPKIT_CUDA_ON_HOST", "1")

@@ -10,21 +10,26 @@ from torch import Tensor
 
 from clipkit.engine.lamb import LambTensors
 
+_SETTLED = 1e30
+"""A number of steps after which a moving average needs no correction: beta^1e30 is 0."""
+
 
 def lamb(tensors: LambTensors) -> tuple[Tensor, Callable[[Tensor], None]]:
     """See `clipkit.engine.lamb.lamb`."""
-    _advance_moments(tensors)
-    updates, rate_factors = _updates(tensors)
+    updates = _directions(tensors)
+    for decay in {*tensors.decays} - {0.0}:
+        decayed = [index for index, one in enumerate(tensors.decays) if one == decay]
+        weights = [tensors.weights[index] for index in decayed]
+        torch._foreach_add_([updates[index] for index in decayed], weights, alpha=decay)
     squares = [torch.stack(torch._foreach_norm(each)).square() for each in (tensors.weights, updates)]
 
     def apply(norms: Tensor) -> None:
+        factors = _rate_factors(tensors)
         if tensors.skip is not None:
-            rate_factors.masked_fill_(tensors.skip != 0, 0.0)
+            factors.masked_fill_(tensors.skip != 0, 0.0)
         rates = [
             factor * ratio * rate
-            for factor, ratio, rate in zip(
-                rate_factors.unbind(), _trust_ratios(tensors, norms), tensors.rates, strict=True
-            )
+            for factor, ratio, rate in zip(factors.unbind(), _trust_ratios(tensors, norms), tensors.rates, strict=True)
         ]
         torch._foreach_mul_(updates, rates)
         torch._foreach_sub_(tensors.weights, updates)
@@ -34,42 +39,45 @@ def lamb(tensors: LambTensors) -> tuple[Tensor, Callable[[Tensor], None]]:
     return torch.stack(squares, dim=1), apply
 
 
-def _advance_moments(tensors: LambTensors) -> None:
-    gradients = [gradient.to(tensors.means[0].dtype) for gradient in tensors.gradients]
+def _directions(tensors: LambTensors) -> list[Tensor]:
+    """Adam's direction, and the moments advanced: what torch's fused AdamW makes of weights of zero at rate -1. One
+    pass over memory instead of ten; a step to be skipped leaves the moments as they are, bit by bit."""
+    # the fused pass reads elements in the order of memory: a gradient laid out in another way is laid out anew
+    gradients = [
+        gradient.to(mean.dtype) if gradient.stride() == mean.stride() else torch.empty_like(mean).copy_(gradient)
+        for gradient, mean in zip(tensors.gradients, tensors.means, strict=True)
+    ]
     if tensors.multiply is not None:
         gradients = [gradient * tensors.multiply for gradient in gradients]
-    beta1, beta2 = tensors.betas
-    keep1: float | Tensor = beta1
-    keep2: float | Tensor = beta2
-    if tensors.skip is not None:
-        # A step without gradient that forgets nothing: the moments stay as they are, bit by bit.
-        counts = tensors.skip.reshape(()) == 0
-        gradients = [torch.where(counts, gradient, 0.0) for gradient in gradients]
-        one = torch.ones((), dtype=tensors.means[0].dtype, device=counts.device)
-        keep1, keep2 = torch.where(counts, one * beta1, one), torch.where(counts, one * beta2, one)
-    torch._foreach_mul_(tensors.means, keep1)
-    torch._foreach_add_(tensors.means, gradients, alpha=1 - beta1)
-    torch._foreach_mul_(tensors.variances, keep2)
-    torch._foreach_addcmul_(tensors.variances, gradients, gradients, value=1 - beta2)
+    directions = [torch.zeros_like(mean) for mean in tensors.means]
+    corrected = tensors.trust != "deepspeed"
+    torch._fused_adamw_(
+        directions,
+        gradients,
+        tensors.means,
+        tensors.variances,
+        [],
+        tensors.steps if corrected else [torch.full_like(step, _SETTLED) for step in tensors.steps],
+        lr=-1.0,
+        beta1=tensors.betas[0],
+        beta2=tensors.betas[1],
+        weight_decay=0.0,
+        eps=tensors.eps,
+        amsgrad=False,
+        maximize=False,
+        found_inf=tensors.skip,
+    )
+    return directions
 
 
-def _updates(tensors: LambTensors) -> tuple[list[Tensor], Tensor]:
-    """Each tensor's direction with its weight decay, and what its bias correction makes of the rate [tensors]."""
+def _rate_factors(tensors: LambTensors) -> Tensor:
+    """What DeepSpeed's bias correction makes of the rates [tensors]; the other rules correct the moments."""
     # Before the first step that counts, the number is 0 and the moments are too: any correction will do.
     steps = torch.stack([step.reshape(()) for step in tensors.steps]).to(tensors.weights[0].dtype).clamp_min(1.0)
+    if tensors.trust != "deepspeed":
+        return torch.ones_like(steps)
     mean, variance = (1 - beta**steps for beta in tensors.betas)
-    updates = [moment.clone() for moment in tensors.means]  # torch 2.9 has no _foreach_clone
-    deviations: list[Tensor] = list(torch._foreach_sqrt(tensors.variances))
-    if tensors.trust == "deepspeed":
-        rate_factors = variance.sqrt() / mean
-    else:
-        rate_factors = torch.ones_like(mean)
-        torch._foreach_div_(updates, list(mean.unbind()))
-        torch._foreach_div_(deviations, list(variance.sqrt().unbind()))
-    torch._foreach_add_(deviations, tensors.eps)
-    torch._foreach_div_(updates, deviations)
-    torch._foreach_add_(updates, torch._foreach_mul(tensors.weights, tensors.decays))
-    return updates, rate_factors
+    return variance.sqrt() / mean
 
 
 def _trust_ratios(tensors: LambTensors, norms: Tensor) -> list[Tensor]:
