@@ -120,6 +120,19 @@ def _statistics(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch
     return lambda tile: row_col_lse(x, y, scale, config=tile)
 
 
+def _rows(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+    from .row_statistics import row_lse
+
+    labels = torch.arange(len(x), device=x.device)
+    return lambda tile: row_lse(x, y, scale, labels=labels, config=tile)
+
+
+def _anchors(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+    from .row_statistics import anchor_statistics
+
+    return lambda tile: anchor_statistics(x, y, scale, diagonal=0, config=tile)
+
+
 def _gradient(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
     from .exponential_products import exponential_products
     from .row_col_lse import row_col_lse
@@ -163,6 +176,8 @@ def _curvature(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
 
 _SWEEPS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Launch]] = {
     "statistics": _statistics,
+    "rows": _rows,
+    "anchors": _anchors,
     "gradient": _gradient,
     "sigmoid": _sigmoid,
     "pair": _pair,

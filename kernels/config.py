@@ -39,6 +39,8 @@ class Row:
 # Accumulators (fp32 tiles of BLOCK_M x BLOCK_N) that a program of each kind holds at once.
 KINDS: dict[str, int] = {
     "statistics": 1,
+    "rows": 1,
+    "anchors": 2,
     "gradient": 1,
     "sigmoid": 1,
     "pair": 2,

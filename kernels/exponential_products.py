@@ -22,6 +22,8 @@ def exponential_products(
     *,
     row_offset: torch.Tensor | None,
     column_offset: torch.Tensor | None,
+    row_scale: torch.Tensor | None = None,
+    column_scale: torch.Tensor | None = None,
     own_weight: torch.Tensor,
     diagonal: int = 0,
     labels: torch.Tensor | None = None,
@@ -32,20 +34,23 @@ def exponential_products(
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(G Y [n, d], Gᵀ X [m, d]) in fp32 for x [n, d], y [m, d] in fp32, fp16 or bf16 and S = scale * X Yᵀ:
-    G_ij = exp(S_ij - row_offset_i) + exp(S_ij - column_offset_j), a term without offsets being absent, but own_weight_i
-    at row i's own pair, in column i + diagonal or labels_i (int64 [n]).
+    G_ij = exp(row_scale_i S_ij - row_offset_i) + exp(column_scale_j S_ij - column_offset_j), a term without offsets
+    being absent and scales one where absent, but own_weight_i at row i's own pair, in column i + diagonal or labels_i
+    (int64 [n]).
 
-    Offsets and own weights are fp32 and such that no weight is larger than 2: with 16-bit inputs G is rounded to their
-    type (see weight_unit). G is held for as many rows as fit `workspace_bytes`.
+    Offsets, scales and own weights are fp32 and such that no weight is larger than 2: with 16-bit inputs G is rounded
+    to their type (see weight_unit). G is held for as many rows as fit `workspace_bytes`.
     """
     assert row_offset is not None or column_offset is not None, "one of the terms"
     form = Form.of(x, y, scale, precision)
     own = Own("diagonal", diagonal) if labels is None else Own("labels", labels=labels)
     tile = config or form.tile_for("gradient")
-    # A tensor that no branch of the kernel reads stands in for what is absent.
-    across = own_weight if row_offset is None else row_offset.contiguous()
-    down = own_weight if column_offset is None else column_offset.contiguous()
     own_weight = own_weight.contiguous()
+    # A tensor that no branch of the kernel reads stands in for what is absent.
+    across, down, row_scales, column_scales = (
+        own_weight if lines is None else lines.contiguous()
+        for lines in (row_offset, column_offset, row_scale, column_scale)
+    )
 
     def write_weights(rows: slice, weights: torch.Tensor) -> None:
         band = form.band(rows.start, rows.stop)
@@ -54,6 +59,8 @@ def exponential_products(
             *own.band(rows.start, rows.stop).arguments(band),
             across[rows],
             down,
+            row_scales[rows],
+            column_scales,
             own_weight[rows],
             weights,
             weights.stride(0),
@@ -64,6 +71,8 @@ def exponential_products(
             OWN=own.kind,
             BY_ROW=row_offset is not None,
             BY_COLUMN=column_offset is not None,
+            ROW_SCALED=row_scale is not None,
+            COLUMN_SCALED=column_scale is not None,
         )
 
     with on_device_of(x):

@@ -12,15 +12,14 @@ import triton
 from .config import TileConfig, rows_of_a_thread
 from .form import FUSION, Form, Own, on_device_of
 from .merge import merge_partials
-from .repair import repair_rows
+from .row_statistics import FEWEST_PROGRAMS, sweep_rows
 from .tile_statistics import tile_statistics
 
 MERGE_BLOCK = 128
 DEFAULT_WORKSPACE_BYTES = 64 << 20
 # Tiles whose column sums stay in registers: the exchange between threads that ends them costs 192 shuffles on sm_90,
-# a tile by itself 16. But a card wants some two thousand programs, sixteen a multiprocessor, or the last ones idle it.
+# a tile by itself 16.
 MOST_STACKED = 8
-FEWEST_PROGRAMS = 2048
 
 
 def row_col_lse(
@@ -43,23 +42,11 @@ def row_col_lse(
     """
     form = Form.of(x, y, scale, precision)
     own = Own() if diagonal is None else Own("diagonal", diagonal)
-    columns = _Lines.of(form.columns, form)
-    return _swept(form, own, columns, config, stack, workspace_bytes), columns.lse
-
-
-def row_lse(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    scale: float | torch.Tensor,
-    *,
-    labels: torch.Tensor,
-    precision: str = "ieee",
-    config: TileConfig | None = None,
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-) -> torch.Tensor:
-    """Row LSEs [N] alone, without the pairs (i, labels_i), labels int64 [N]; otherwise as `row_col_lse`."""
-    form = Form.of(x, y, scale, precision)
-    return _swept(form, Own("labels", labels=labels), None, config, None, workspace_bytes)
+    rows, columns = _Lines.of(form.rows, form), _Lines.of(form.columns, form)
+    if form.rows and form.columns:
+        with on_device_of(x):
+            _swept(form, own, rows, columns, config or form.tile_for("statistics"), stack, workspace_bytes)
+    return rows.lse, columns.lse
 
 
 class _Lines(NamedTuple):
@@ -80,26 +67,18 @@ class _Lines(NamedTuple):
 
 
 def _swept(
-    form: Form, own: Own, columns: _Lines | None, config: TileConfig | None, stack: int | None, workspace_bytes: int
-) -> torch.Tensor:
-    """Sweep band after band, merge, repair: the row LSEs; those of the columns, if wanted, land in `columns`."""
-    rows = _Lines.of(form.rows, form)
-    if form.rows == 0 or form.columns == 0:
-        return rows.lse
-    config = config or form.tile_for("statistics")
+    form: Form, own: Own, rows: _Lines, columns: _Lines, config: TileConfig, stack: int | None, workspace_bytes: int
+) -> None:
+    """Sweep band after band, merge, repair."""
     stack = stack or _stack(form, config)
-    with on_device_of(form.x):
-        height = _band_rows(form, config, stack, workspace_bytes)
-        for start in range(0, form.rows, height):
-            stop = min(start + height, form.rows)
-            across, down = _sweep(form.band(start, stop), own.band(start, stop), config, stack, columns is not None)
-            _merge(across, rows.band(start, stop), first=True, last=True)
-            if columns is not None:
-                _merge(down, columns, first=start == 0, last=stop == form.rows)
-        _repair(form, own, rows)
-        if columns is not None:
-            _repair(form.transposed(), own.transposed(), columns)
-    return rows.lse
+    height = _band_rows(form, config, stack, workspace_bytes)
+    for start in range(0, form.rows, height):
+        stop = min(start + height, form.rows)
+        across, down = _sweep(form.band(start, stop), own.band(start, stop), config, stack)
+        _merge(across, rows.band(start, stop), first=True, last=True)
+        _merge(down, columns, first=start == 0, last=stop == form.rows)
+    _repair(form, own, rows)
+    _repair(form.transposed(), own.transposed(), columns)
 
 
 def _stack(form: Form, config: TileConfig) -> int:
@@ -123,16 +102,15 @@ class _Partials(NamedTuple):
     block: int
 
 
-def _sweep(form: Form, own: Own, config: TileConfig, stack: int, want_columns: bool) -> tuple[_Partials, _Partials]:
-    """Partial sums of all tiles along rows and, if wanted, down the columns of each stack of tiles."""
+def _sweep(form: Form, own: Own, config: TileConfig, stack: int) -> tuple[_Partials, _Partials]:
+    """Partial sums of all tiles along rows, and down the columns of each stack of tiles."""
     row_tiles, column_tiles = triton.cdiv(form.rows, config.block_m), triton.cdiv(form.columns, config.block_n)
     stacks = triton.cdiv(row_tiles, stack)
-    kept = stacks if want_columns else 0
     sums = functools.partial(torch.empty, dtype=torch.float32, device=form.x.device)
     across = _Partials(
         sums((column_tiles, form.rows)), sums((row_tiles, column_tiles)), (column_tiles, 1), config.block_m
     )
-    down = _Partials(sums((kept, form.columns)), sums((kept, column_tiles)), (1, column_tiles), config.block_n)
+    down = _Partials(sums((stacks, form.columns)), sums((stacks, column_tiles)), (1, column_tiles), config.block_n)
     tile_statistics[(stacks * column_tiles,)](
         *form.arguments(),
         *own.arguments(form),
@@ -145,7 +123,6 @@ def _sweep(form: Form, own: Own, config: TileConfig, stack: int, want_columns: b
         **form.constants(config),
         GROUP=config.group,
         OWN=own.kind,
-        COLUMNS=want_columns,
         FOLD=rows_of_a_thread(form.x.device, form.x.dtype),
     )
     return across, down
@@ -175,11 +152,5 @@ def _merge(partials: _Partials, out: _Lines, *, first: bool, last: bool) -> None
 def _repair(form: Form, own: Own, out: _Lines) -> None:
     """Compute the suspect rows again, each relative to its own largest logit."""
     config = form.tile_for("repair")
-    repair_rows[(triton.cdiv(form.rows, config.block_m),)](
-        *form.arguments(),
-        *own.arguments(form),
-        out.suspect,
-        out.lse,
-        **form.constants(config),
-        OWN=own.kind,
-    )
+    whole = triton.cdiv(form.columns, config.block_n)
+    sweep_rows(form, own, config, whole, out.lse, suspect=out.suspect)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .moves import tile_moves
-from .tiles import exponential, lines, own_pairs, store_weights, swizzled_tile, tile_products
+from .tiles import exponential, lines, own_pairs, store_tile, swizzled_tile, tile_products
 
 
 @triton.jit(do_not_specialize=["diagonal"])
@@ -80,13 +80,13 @@ def tile_curvature_weights(
     if meets:
         is_own = tl.arange(0, BLOCK_N)[None, :] == own[:, None]
         mixed = tl.where(is_own, tl.load(positive_weight + row)[:, None], mixed)
-    store_weights(moved, mixed * (tl.load(unit) * UNIT), i, j, rows, weights_stride, EVEN)
+    store_tile(moved, mixed * (tl.load(unit) * UNIT), i, j, rows, weights_stride, EVEN)
     if meets:
         is_own = tl.arange(0, BLOCK_N)[None, :] == own[:, None]
         p = tl.where(is_own, -tl.load(row_miss + row)[:, None], p)
         q = tl.where(is_own, -tl.load(column_miss + row)[:, None], q)
     if SEPARATE:
-        store_weights(across_weights, p * UNIT, i, j, rows, weights_stride, EVEN)
-        store_weights(down_weights, q * UNIT, i, j, rows, weights_stride, EVEN)
+        store_tile(across_weights, p * UNIT, i, j, rows, weights_stride, EVEN)
+        store_tile(down_weights, q * UNIT, i, j, rows, weights_stride, EVEN)
     else:
-        store_weights(across_weights, (p + q) * UNIT, i, j, rows, weights_stride, EVEN)
+        store_tile(across_weights, (p + q) * UNIT, i, j, rows, weights_stride, EVEN)

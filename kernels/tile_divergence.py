@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import exponential, lines, store_weights, swizzled_tile, tile_products
+from .tiles import exponential, lines, store_tile, swizzled_tile, tile_products
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def tile_divergence(
     tl.store(divergence + program, terms + down_terms)
     tl.store(entropy + program, entropies + down_entropies)
     if WANT_WEIGHTS:
-        store_weights(weights, (gap + down) * UNIT, i, j, rows, weights_stride, EVEN)
+        store_tile(weights, (gap + down) * UNIT, i, j, rows, weights_stride, EVEN)
 
 
 @triton.jit

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of the exponential family, G_ij = exp(S_ij - p_i) + exp(S_ij - q_j), one tile a program."""
+"""The weights of the exponential family, G_ij = exp(r_i S_ij - p_i) + exp(c_j S_ij - q_j), one tile a program."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .tiles import exponential, lines, own_pairs, store_weights, swizzled_tile, tile_products
+from .tiles import exponential, lines, own_pairs, store_tile, swizzled_tile, tile_products
 
 
 @triton.jit(do_not_specialize=["diagonal"])
@@ -22,6 +22,8 @@ def tile_exponential_weights(
     labels,
     row_offset,
     column_offset,
+    row_scale,
+    column_scale,
     own_weight,
     weights,
     weights_stride,
@@ -36,10 +38,13 @@ def tile_exponential_weights(
     OWN: tl.constexpr,
     BY_ROW: tl.constexpr,
     BY_COLUMN: tl.constexpr,
+    ROW_SCALED: tl.constexpr,
+    COLUMN_SCALED: tl.constexpr,
 ):
     """Writes UNIT * G to weights [rows, columns]. row_offset is p [rows], column_offset q [columns]; a term that is not
-    BY_ROW or BY_COLUMN is left out, and its offset not read. Row i's own pair (OWN, see own_pairs) gets
-    own_weight[i] instead: P_ii - 1 must not be rounded before the difference is taken.
+    BY_ROW or BY_COLUMN is left out, and its offset not read. row_scale is r [rows] if ROW_SCALED, column_scale c
+    [columns] if COLUMN_SCALED, else one and not read. Row i's own pair (OWN, see own_pairs) gets own_weight[i] instead:
+    P_ii - 1 must not be rounded before the difference is taken.
 
     Two exponentials a logit. One would do, of S_ij - (p_i + q_j) / 2 and factors exp((p_i - q_j) / 2), but those
     overflow where p and q are 180 nats apart, which unnormalised features reach.
@@ -49,16 +54,20 @@ def tile_exponential_weights(
     products = tile_products(x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
 
     i_inside, j_inside = tl.minimum(i, rows - 1), tl.minimum(j, columns - 1)
-    logits = products * tl.load(scale)
+    row_factor, column_factor = tl.load(scale), tl.load(scale)
+    if ROW_SCALED:
+        row_factor = (row_factor * tl.load(row_scale + i_inside))[:, None]
+    if COLUMN_SCALED:
+        column_factor = (column_factor * tl.load(column_scale + j_inside))[None, :]
     if BY_ROW and BY_COLUMN:
-        result = exponential(logits, tl.load(row_offset + i_inside)[:, None])
-        result += exponential(logits, tl.load(column_offset + j_inside)[None, :])
+        result = exponential(products * row_factor, tl.load(row_offset + i_inside)[:, None])
+        result += exponential(products * column_factor, tl.load(column_offset + j_inside)[None, :])
     elif BY_ROW:
-        result = exponential(logits, tl.load(row_offset + i_inside)[:, None])
+        result = exponential(products * row_factor, tl.load(row_offset + i_inside)[:, None])
     else:
-        result = exponential(logits, tl.load(column_offset + j_inside)[None, :])
+        result = exponential(products * column_factor, tl.load(column_offset + j_inside)[None, :])
     own, meets = own_pairs(i_inside, row_tile, column_tile, diagonal, labels, OWN, BLOCK_M, BLOCK_N)
     if meets:
         is_own = tl.arange(0, BLOCK_N)[None, :] == own[:, None]
         result = tl.where(is_own, tl.load(own_weight + i_inside)[:, None], result)
-    store_weights(weights, result * UNIT, i, j, rows, weights_stride, EVEN)
+    store_tile(weights, result * UNIT, i, j, rows, weights_stride, EVEN)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LOG2E, lines, own_pairs, past_edges, store_weights, swizzled_tile, tile_products
+from .tiles import LOG2E, lines, own_pairs, past_edges, store_tile, swizzled_tile, tile_products
 
 
 @triton.jit(do_not_specialize=["diagonal"])
@@ -72,7 +72,7 @@ def tile_sigmoid_weights(
             tl.store(sums + program, tl.sum(result))
         else:
             tl.store(sums + row_tile.to(tl.int64) * columns + j, tl.sum(result, 0), mask=j < columns)
-        store_weights(weights, result * UNIT, i, j, rows, weights_stride, EVEN)
+        store_tile(weights, result * UNIT, i, j, rows, weights_stride, EVEN)
 
 
 @triton.jit

@@ -33,16 +33,15 @@ def tile_statistics(
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     OWN: tl.constexpr,
-    COLUMNS: tl.constexpr,
     FOLD: tl.constexpr,
 ):
     """One program, a stack of up to `stack` tiles that lie under each other.
 
     Per tile, with o its largest logit: o to row_offsets[row tile, column tile] and sum_j exp(s_ij - o) to
-    row_sums[column tile, i]. With COLUMNS also per stack, o being its largest logit: o to
-    column_offsets[stack, column tile] and sum_i exp(s_ij - o) to column_sums[stack, j]. Every element is written by
-    exactly one program: no atomics, the same bits every time. Own pairs (OWN "diagonal" or "labels", see own_pairs)
-    are left out; a tile of which nothing is left has the offset -inf.
+    row_sums[column tile, i]. Per stack, o being its largest logit: o to column_offsets[stack, column tile] and
+    sum_i exp(s_ij - o) to column_sums[stack, j]. Every element is written by exactly one program: no atomics, the same
+    bits every time. Own pairs (OWN "diagonal", see own_pairs) are left out; a tile of which nothing is left has the
+    offset -inf.
 
     Column sums cross from thread to thread once a stack: until then each thread adds up its own rows, FOLD of which it
     holds in one tile. Logarithms are left to the merge: here they would cost a tenth of the tile's instructions.
@@ -72,15 +71,13 @@ def tile_statistics(
         terms = exponential(logits, tl.where(offset == float("-inf"), 0.0, offset))
         tl.store(row_offsets + tl.cast(row_tile, tl.int64) * column_tiles + column_tile, offset)
         tl.store(row_sums + tl.cast(column_tile, tl.int64) * rows + i, tl.sum(terms, 1), mask=i < rows)
-        if COLUMNS:
-            raised = tl.maximum(highest, offset)
-            anchor = tl.where(raised == float("-inf"), 0.0, raised)
-            totals *= exponential(highest, anchor)
-            totals += folded(terms, BLOCK_M, BLOCK_N, FOLD) * exponential(offset, anchor)
-            highest = raised
-    if COLUMNS:
-        tl.store(column_offsets + tl.cast(band, tl.int64) * column_tiles + column_tile, highest)
-        tl.store(column_sums + tl.cast(band, tl.int64) * columns + j, tl.sum(totals, 0), mask=j < columns)
+        raised = tl.maximum(highest, offset)
+        anchor = tl.where(raised == float("-inf"), 0.0, raised)
+        totals *= exponential(highest, anchor)
+        totals += folded(terms, BLOCK_M, BLOCK_N, FOLD) * exponential(offset, anchor)
+        highest = raised
+    tl.store(column_offsets + tl.cast(band, tl.int64) * column_tiles + column_tile, highest)
+    tl.store(column_sums + tl.cast(band, tl.int64) * columns + j, tl.sum(totals, 0), mask=j < columns)
 
 
 @triton.jit

@@ -131,13 +131,14 @@ def past_edges(tile, row_tile, column_tile, rows, columns, BLOCK_M: tl.constexpr
 
 
 @triton.jit
-def store_weights(weights, values, i, j, rows, stride, EVEN: tl.constexpr):
-    """Round a tile into the workspace. Columns past the edge are written too, as far as the row's stride reaches: a
-    mask at an edge that is no multiple of 16 bytes would make every store one of 2 bytes.
+def store_tile(matrix, values, i, j, rows, stride, EVEN: tl.constexpr):
+    """Write a tile to the rows i and columns j of a matrix, in its type. Columns past the edge are written too, as far
+    as the row's stride reaches: a mask at an edge that is no multiple of 16 bytes would make every store one of 2
+    bytes.
     """
-    at = weights + i[:, None] * stride + j[None, :]
-    rounded = values.to(weights.dtype.element_ty)
+    at = matrix + i[:, None] * stride + j[None, :]
+    values = values.to(matrix.dtype.element_ty)
     if EVEN:
-        tl.store(at, rounded)
+        tl.store(at, values)
     else:
-        tl.store(at, rounded, mask=(i[:, None] < rows) & (j[None, :] < stride))
+        tl.store(at, values, mask=(i[:, None] < rows) & (j[None, :] < stride))

@@ -109,7 +109,9 @@ def _statistics_in_bands(given: _Inputs) -> None:
     _statistics(given, workspace_bytes=1)
 
 
-def _exponential(given: _Inputs, *, by_row: bool = True, by_column: bool = True, labels: bool = False) -> None:
+def _exponential(
+    given: _Inputs, *, by_row: bool = True, by_column: bool = True, labels: bool = False, scales: bool = False
+) -> None:
     from clipkit.kernels.exponential_products import exponential_products
 
     exponential_products(
@@ -118,15 +120,23 @@ def _exponential(given: _Inputs, *, by_row: bool = True, by_column: bool = True,
         given.scale,
         row_offset=given.row if by_row else None,
         column_offset=given.column if by_column else None,
+        row_scale=given.row if scales and by_row else None,
+        column_scale=given.column if scales and by_column else None,
         own_weight=given.row,
         labels=given.labels if labels else None,
     )
 
 
 def _rows_alone(given: _Inputs) -> None:
-    from clipkit.kernels.row_col_lse import row_lse
+    from clipkit.kernels.row_statistics import row_lse
 
     row_lse(given.x, given.y, given.scale, labels=given.labels)
+
+
+def _anchors(given: _Inputs, *, scales: bool) -> None:
+    from clipkit.kernels.row_statistics import anchor_statistics
+
+    anchor_statistics(given.x, given.y, given.row if scales else given.scale[0], diagonal=0)
 
 
 def _sigmoid(given: _Inputs, *, wanted: bool = True) -> None:
@@ -171,9 +181,12 @@ SWEEPS: dict[str, Callable[[_Inputs], None]] = {
     "log_sum_exps, no diagonal": lambda given: _statistics(given, diagonal=0),
     "log_sum_exps, bands": _statistics_in_bands,
     "log_sum_exps, rows, labels": _rows_alone,
+    "anchor_statistics": lambda given: _anchors(given, scales=False),
+    "anchor_statistics, scales": lambda given: _anchors(given, scales=True),
     "exponential": _exponential,
     "exponential, rows": lambda given: _exponential(given, by_column=False),
     "exponential, columns": lambda given: _exponential(given, by_row=False),
+    "exponential, scales": lambda given: _exponential(given, scales=True),
     "exponential, labels": lambda given: _exponential(given, by_column=False, labels=True),
     "sigmoid": _sigmoid,
     "sigmoid, value only": lambda given: _sigmoid(given, wanted=False),

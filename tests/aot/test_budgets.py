@@ -28,12 +28,12 @@ MATRIX_INSTRUCTION = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: 
 # Kernel -> its kind in the table of tiles. Those without a tile are held to fixed figures.
 KINDS = {
     "tile_statistics": "statistics",
+    "row_sweep": "rows",
     "tile_exponential_weights": "gradient",
     "tile_sigmoid_weights": "sigmoid",
     "tile_divergence": "pair",
     "tile_curvature_sums": "curvature",
     "tile_curvature_weights": "curvature",
-    "repair_rows": "repair",
 }
 UNTILED_REGISTERS = 64
 # Shuffles of the statistics kernel, by architecture: all but 16 to 40 of them once a stack of up to eight tiles.

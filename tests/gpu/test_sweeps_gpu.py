@@ -56,10 +56,12 @@ def test_sweeps_of_every_kind_of_data(backend, sweep, data, dtype):
     check(sweep, MAKERS[sweep](data, 700, 900, 512, dtype), dtype)
 
 
-@pytest.mark.parametrize("terms", ["rows", "columns"])
-def test_one_direction(backend, terms):
-    arguments = cases.exponential("cone", 700, 900, 512, torch.bfloat16, terms=terms)
-    check("exponential_products", arguments, torch.bfloat16)
+@pytest.mark.parametrize("scaled", [False, True], ids=["one scale", "scales"])
+@pytest.mark.parametrize("terms", ["rows", "columns", "both"])
+def test_one_direction_and_a_scale_for_each_line(backend, terms, scaled):
+    for dtype in cases.TOLERANCE:
+        arguments = cases.exponential("cone", 700, 900, 512, dtype, terms=terms, scaled=scaled)
+        check("exponential_products", arguments, dtype)
 
 
 @pytest.mark.parametrize("dtype", cases.TOLERANCE, ids=str)

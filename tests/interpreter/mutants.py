@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 
 from clipkit.engine import torch_backend
-from tests.interpreter import kernel_cases, two_form_cases
+from tests.interpreter import kernel_cases, sweep_cases, two_form_cases
 from tests.interpreter.kernel_cases import unit_features
 
 
@@ -113,20 +114,26 @@ def _faint() -> float:
 
 
 def _exponential() -> float:
-    from clipkit.kernels.exponential_products import exponential_products
+    return max(_products_ratio(scaled) for scaled in (False, True))
 
-    x, y = unit_features(70, 10, torch.float32, 0), unit_features(140, 10, torch.float32, 1)
-    scale, weight = torch.tensor(20.0), -torch.rand(70, generator=torch.Generator().manual_seed(2))
-    row_lse, column_lse = kernel_cases.exact(x, y, 20.0)
-    want = torch_backend.exponential_products(
-        x.double(), y.double(), scale.double(), row_offset=row_lse, column_offset=column_lse,
-        diagonal=65, diagonal_weight=weight.double(), want_x=True, want_y=True,
-    )  # fmt: skip
-    got = exponential_products(
-        _in_nan(x), _in_nan(y), scale, row_offset=row_lse.float(), column_offset=column_lse.float(),
-        diagonal=65, own_weight=weight,
-    )  # fmt: skip
+
+def _products_ratio(scaled: bool) -> float:
+    from clipkit.engine import triton_backend
+
+    arguments = sweep_cases.exponential("unit", 70, 140, 10, torch.float32, diagonal=65, scaled=scaled)
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    want = torch_backend.exponential_products(**wide)
+    got = triton_backend.exponential_products(**arguments | {name: _in_nan(arguments[name]) for name in ("x", "y")})
     return max(two_form_cases.relative(a, b) for a, b in zip(got, want, strict=True)) / 4e-6
+
+
+def _anchors() -> float:
+    from clipkit.kernels import row_statistics
+
+    arguments = sweep_cases.anchors("unit", 70, 140, 10, torch.float32, diagonal=65, scaled=True)
+    arguments |= {name: _in_nan(arguments[name]) for name in ("x", "y")}
+    with mock.patch.object(row_statistics, "FEWEST_PROGRAMS", 1):  # several tiles a program
+        return max(sweep_cases.anchor_errors(arguments))
 
 
 def _sigmoid() -> float:
@@ -167,6 +174,7 @@ CHECKS: dict[str, Callable[[], float]] = {
     "outliers": _outliers,
     "faint": _faint,
     "exponential": _exponential,
+    "anchors": _anchors,
     "sigmoid": _sigmoid,
     "divergence": _divergence,
     "nearly identical": _nearly_identical,

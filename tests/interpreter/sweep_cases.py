@@ -42,30 +42,86 @@ def towers(data: str, rows: int, columns: int, width: int, dtype: torch.dtype) -
 
 
 def exponential(
-    data: str, rows: int, columns: int, width: int, dtype: torch.dtype, *, diagonal: int = 0, terms: str = "both"
+    data: str,
+    rows: int,
+    columns: int,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    diagonal: int = 0,
+    terms: str = "both",
+    scaled: bool = False,
 ) -> dict[str, Any]:
-    """CLIP's backward (terms "both") or that of one direction."""
+    """CLIP's backward (terms "both") or that of one direction; `scaled`: each line with a scale of its own."""
     x, y, scale = towers(data, rows, columns, width, dtype)
+    row_scale, column_scale = (
+        line_scales(n, seed) if scaled else torch.ones(n) for seed, n in enumerate((rows, columns))
+    )
     logits = scale.double() * (x.double() @ y.double().T)
-    row, column = logits.logsumexp(1), logits.logsumexp(0)
+    across, down = row_scale.double()[:, None] * logits, column_scale.double() * logits
+    row, column = across.logsumexp(1), down.logsumexp(0)
     own = torch.arange(rows) + diagonal
-    positive = logits[torch.arange(rows), own]
     weight = torch.zeros(rows, dtype=torch.float64)
     if terms != "columns":
-        weight += torch.expm1(positive - row)
+        weight += torch.expm1(across[torch.arange(rows), own] - row)
     if terms != "rows":
-        weight += torch.expm1(positive - column[own])
+        weight += torch.expm1(down[torch.arange(rows), own] - column[own])
     return {
         "x": x,
         "y": y,
         "scale": scale,
         "row_offset": None if terms == "columns" else row.float(),
         "column_offset": None if terms == "rows" else column.float(),
+        "row_scale": row_scale if scaled and terms != "columns" else None,
+        "column_scale": column_scale if scaled and terms != "rows" else None,
         "diagonal": diagonal,
         "diagonal_weight": weight.float(),
         "want_x": True,
         "want_y": True,
     }
+
+
+def line_scales(count: int, seed: int) -> Tensor:
+    """A factor between 1/4 and 1 for each line."""
+    return 0.25 + 0.75 * torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
+def anchors(
+    data: str,
+    rows: int,
+    columns: int,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    diagonal: int | None = 0,
+    scaled: bool = False,
+) -> dict[str, Any]:
+    """FastCLIP's forward of one direction; `scaled`: each anchor with a temperature of its own."""
+    x, y, scale = towers(data, rows, columns, width, dtype)
+    return {"x": x, "y": y, "scale": scale * line_scales(rows, 3) if scaled else scale, "diagonal": diagonal}
+
+
+def anchor_errors(arguments: dict[str, Any], *, device: str = "cpu") -> tuple[float, float]:
+    """Errors of both anchor statistics over what is allowed: a few roundings of the largest logit for the log-sum-exp,
+    and for the mean what that moves it by. Where float64 says -inf and 0, so must they, and where NaN, NaN.
+    """
+    from clipkit.engine import torch_backend, triton_backend
+
+    x, y, scale = (arguments[name].double() for name in ("x", "y", "scale"))
+    want = torch_backend.anchor_statistics(x, y, scale, diagonal=arguments["diagonal"])
+    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    got = triton_backend.anchor_statistics(**given)
+    products = (x @ y.T).nan_to_num().abs().max()
+    allowed = 1e-6 + 3e-7 * float(products * scale.abs().max())
+    lse, mean = (_worst_gap(mine.cpu(), exact) for mine, exact in zip(got, want, strict=True))
+    return lse / allowed, mean / (allowed * float(products.clamp_min(1e-30)))
+
+
+def _worst_gap(mine: Tensor, exact: Tensor) -> float:
+    assert mine.dtype == torch.float32
+    assert mine.shape == exact.shape
+    alike = (mine == exact) | (mine.isnan() & exact.isnan())
+    return float(torch.where(alike, 0.0, (mine.double() - exact).abs()).nan_to_num(torch.inf).max())
 
 
 def sigmoid(

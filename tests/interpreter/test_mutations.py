@@ -46,8 +46,20 @@ MUTATIONS = [
         "column_offset + j_inside", "column_offset + j_inside * 0", "exponential",
     ),
     Mutation(
-        "nothing repaired", "repair.py",
-        "tl.max(marked.to(tl.int32), 0) > 0", "tl.max(marked.to(tl.int32), 0) > 1", "outliers",
+        "nothing repaired", "row_sweep.py",
+        "tl.max(wanted.to(tl.int32), 0) > 0", "tl.max(wanted.to(tl.int32), 0) > 1", "outliers",
+    ),
+    Mutation(
+        "every anchor with the first one's scale", "row_sweep.py",
+        "tl.load(row_scale + inside)", "tl.load(row_scale + inside * 0)", "anchors",
+    ),
+    Mutation(
+        "moments kept relative to an old maximum", "row_sweep.py", "moment = moment * fading", "moment = moment",
+        "anchors",
+    ),
+    Mutation(
+        "every column with the scale of the first", "tile_exponential_weights.py",
+        "column_scale + j_inside", "column_scale + j_inside * 0", "exponential",
     ),
     Mutation("nothing suspected", "merge.py", "(result < largest - SUSPECT_GAP)", "(result != result)", "outliers"),
     Mutation("only lines without a term repaired", "merge.py", "tl.constexpr(60.0)", "tl.constexpr(250.0)", "faint"),

@@ -56,6 +56,14 @@ def test_one_direction_and_one_product_alone(pool, terms):
         check(pool, "exponential_products", {**arguments, "want_x": want_x, "want_y": want_y}, torch.float16)
 
 
+@pytest.mark.parametrize("terms", ["both", "rows", "columns"])
+@pytest.mark.parametrize("data", cases.DATA)
+def test_exponential_products_with_a_scale_for_each_line(pool, data, terms):
+    for dtype, want_y in zip(DTYPES, (True, False), strict=True):
+        arguments = cases.exponential(data, 70, 131, 40, dtype, diagonal=61, terms=terms, scaled=True)
+        check(pool, "exponential_products", {**arguments, "want_y": want_y}, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows, columns, width", SHAPES)
 def test_sigmoid_sweep_equals_float64(pool, rows, columns, width, dtype):
@@ -141,6 +149,7 @@ def test_no_loss_waits_for_the_device(pool, case):
 
 
 def test_no_sweep_waits_for_the_device_and_the_test_would_notice(pool):
-    for name, arguments in all_sweeps(torch.float32, 9, 9, 8):
+    anchors = ("anchor_statistics", cases.anchors("unit", 9, 9, 8, torch.float32, scaled=True))
+    for name, arguments in [*all_sweeps(torch.float32, 9, 9, 8), anchors]:
         assert worker.in_worker(pool, no_waiting.sweep_waits, name, arguments) == ""
     assert all(worker.in_worker(pool, no_waiting.known_waits))

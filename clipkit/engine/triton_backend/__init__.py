@@ -10,13 +10,14 @@ import os
 import torch
 
 from clipkit.engine.triton_backend.detached import softmax_sweep
-from clipkit.engine.triton_backend.exponential import exponential_products, log_sum_exps
+from clipkit.engine.triton_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
 from clipkit.engine.triton_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.triton_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
 from clipkit.engine.triton_backend.two_forms import pair_divergence
 
 __all__ = [
     "SWEEPS",
+    "anchor_statistics",
     "curvature_products",
     "curvature_sums",
     "exponential_products",

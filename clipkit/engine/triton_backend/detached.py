@@ -20,7 +20,7 @@ def softmax_sweep(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `clipkit.engine.sweeps.softmax_sweep`."""
     from clipkit.kernels import exponential_products as kernel
-    from clipkit.kernels.row_col_lse import row_lse
+    from clipkit.kernels.row_statistics import row_lse
 
     labels, precision = labels.contiguous(), product_precision()
     # Margin form: log-sum-exp over the negatives minus the positive; softplus of it is the loss, exact when tiny.

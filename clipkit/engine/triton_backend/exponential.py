@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipkit.engine import torch_backend
 from clipkit.engine.triton_backend.settings import product_precision
 
 
@@ -14,6 +13,13 @@ def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -
     from clipkit.kernels.row_col_lse import row_col_lse
 
     return row_col_lse(x, y, scale, diagonal=diagonal, precision=product_precision())
+
+
+def anchor_statistics(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
+    """See `clipkit.engine.sweeps.anchor_statistics`."""
+    from clipkit.kernels import row_statistics
+
+    return row_statistics.anchor_statistics(x, y, scale, diagonal=diagonal, precision=product_precision())
 
 
 def exponential_products(
@@ -30,21 +36,7 @@ def exponential_products(
     want_x: bool,
     want_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `clipkit.engine.sweeps.exponential_products`; plain torch serves scales of lines."""
-    if row_scale is not None or column_scale is not None:
-        return torch_backend.exponential_products(
-            x,
-            y,
-            scale,
-            row_offset=row_offset,
-            column_offset=column_offset,
-            row_scale=row_scale,
-            column_scale=column_scale,
-            diagonal=diagonal,
-            diagonal_weight=diagonal_weight,
-            want_x=want_x,
-            want_y=want_y,
-        )
+    """See `clipkit.engine.sweeps.exponential_products`."""
     from clipkit.kernels import exponential_products as kernel
 
     return kernel.exponential_products(
@@ -53,6 +45,8 @@ def exponential_products(
         scale,
         row_offset=row_offset,
         column_offset=column_offset,
+        row_scale=row_scale,
+        column_scale=column_scale,
         own_weight=diagonal_weight,
         diagonal=diagonal,
         want_x=want_x,

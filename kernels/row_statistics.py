@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-sum-exps of rows alone, and means under their softmax: the launch code around kernels/row_sweep.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from .config import TileConfig
+from .form import Form, Own, on_device_of
+from .row_sweep import row_sweep
+
+FEWEST_PROGRAMS = 2048
+"""A card wants sixteen programs a multiprocessor or so, or the last ones idle it."""
+
+
+def row_lse(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    scale: float | torch.Tensor,
+    *,
+    labels: torch.Tensor,
+    precision: str = "ieee",
+    config: TileConfig | None = None,
+    parts: int | None = None,
+) -> torch.Tensor:
+    """Row LSEs [N], fp32, of scale * x @ y.T for x [N, d], y [M, d] in fp32, fp16 or bf16, without the pairs
+    (i, labels_i), labels int64 [N]; -inf where nothing is left. The caller has checked shapes, dtypes and devices.
+    """
+    form = Form.of(x, y, scale, precision)
+    return _swept(form, Own("labels", labels=labels), None, False, config, parts)[0]
+
+
+def anchor_statistics(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    diagonal: int | None,
+    precision: str = "ieee",
+    config: TileConfig | None = None,
+    parts: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(LSE [N] of scale_i <x_i, y_j> over the columns, mean [N] of <x_i, y_j> under that row's softmax), fp32. `scale`
+    is 0-D or [N]. With `diagonal` the pairs (i, diagonal + i) are left out of both; -inf and 0 where nothing is left.
+
+    Each column range that programs of their own walk is one of `parts`: together they take 8 bytes a row and part, at
+    most 2 MiB and two numbers a row.
+    """
+    own = Own() if diagonal is None else Own("diagonal", diagonal)
+    if scale.dim() == 0:
+        return _swept(Form.of(x, y, scale, precision), own, None, True, config, parts)
+    return _swept(Form.of(x, y, 1.0, precision), own, scale.float().contiguous(), True, config, parts)
+
+
+def _swept(
+    form: Form,
+    own: Own,
+    row_scale: torch.Tensor | None,
+    want_means: bool,
+    config: TileConfig | None,
+    parts: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(LSE, mean) of every row; the means are not written unless wanted."""
+    if form.rows == 0 or form.columns == 0:
+        lse = torch.full((form.rows,), -torch.inf, dtype=torch.float32, device=form.x.device)
+        return lse, torch.zeros_like(lse)
+    config = config or form.tile_for("anchors" if want_means else "rows")
+    column_tiles = triton.cdiv(form.columns, config.block_n)
+    parts = parts or triton.cdiv(FEWEST_PROGRAMS, triton.cdiv(form.rows, config.block_m))
+    stretch = triton.cdiv(column_tiles, min(parts, column_tiles))
+    parts = triton.cdiv(column_tiles, stretch)
+    log_sums = torch.empty((parts, form.rows), dtype=torch.float32, device=form.x.device)
+    means = torch.empty_like(log_sums) if want_means else log_sums
+    with on_device_of(form.x):
+        sweep_rows(form, own, config, stretch, log_sums, means=means if want_means else None, row_scale=row_scale)
+    return _together(log_sums, means)
+
+
+def sweep_rows(
+    form: Form,
+    own: Own,
+    config: TileConfig,
+    stretch: int,
+    log_sums: torch.Tensor,
+    *,
+    means: torch.Tensor | None = None,
+    row_scale: torch.Tensor | None = None,
+    suspect: torch.Tensor | None = None,
+) -> None:
+    """Launch row_sweep (see there) for whole rows, `stretch` column tiles a program."""
+    parts = triton.cdiv(triton.cdiv(form.columns, config.block_n), stretch)
+    row_sweep[(parts * triton.cdiv(form.rows, config.block_m),)](
+        *form.arguments(),
+        *own.arguments(form),
+        # A tensor that no branch of the kernel reads stands in for what is absent.
+        log_sums if row_scale is None else row_scale,
+        log_sums if suspect is None else suspect,
+        stretch,
+        form.x.shape[1],
+        log_sums,
+        log_sums if means is None else means,
+        **form.constants(config),
+        OWN=own.kind,
+        SCALED=row_scale is not None,
+        SUSPECTS=suspect is not None,
+        MEANS=means is not None,
+    )
+
+
+def _together(log_sums: torch.Tensor, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """LSEs and means [rows] over all parts [parts, rows]. The parts' weights sum to one whatever the rounding of their
+    LSEs.
+    """
+    if len(log_sums) == 1:
+        return log_sums[0], means[0]
+    lse = torch.logsumexp(log_sums, 0)
+    mean = (torch.softmax(log_sums, 0) * means).sum(0)
+    return lse, mean.masked_fill_(lse.isneginf(), 0.0)
