@@ -95,9 +95,10 @@ class SampleTable:
     def begin_read(self, ids: Tensor) -> Reading:
         """Start to read the rows of this rank's ids [n]; ranks may ask for different numbers of them, and none.
 
-        Collective where the table is sharded: b ids on each of K ranks make every rank receive 8 (K-1) b bytes of ids
-        and 4 (K-1) b columns of rows, besides 40 bytes with which ranks agree on b. The ids travel while the caller
-        goes on; the rows when they are waited for.
+        Collective where the table is sharded: for b ids on each of K ranks every rank receives 8 (K-1) b bytes of ids
+        and 4 (K-1) b columns of rows, however large the table (gloo carries the rows twice: its reduce-scatter is an
+        all-reduce), besides 40 bytes from each with which ranks agree on b. The ids travel while the caller goes on;
+        the rows when they are waited for.
 
         Raises:
             TypeError, ValueError: as `check`; where the table is sharded, then on every rank: with the other ranks'
