@@ -47,12 +47,12 @@ def parameter_groups(
 
 def hidden_matrices(blocks: Iterable[nn.Module]) -> list[nn.Parameter]:
     """The weight matrices inside a model's blocks. Kernels with one input channel (depthwise) are one small vector for
-    each channel, not a matrix, and are left out."""
+    each channel, not a matrix, and are left out; so are embeddings, tables of rows that are looked up or added."""
     return [
         parameter
         for block in blocks
-        for parameter in block.parameters()
-        if parameter.ndim >= 2 and parameter.shape[1] > 1
+        for name, parameter in block.named_parameters()
+        if parameter.ndim >= 2 and parameter.shape[1] > 1 and not name.endswith("embedding")
     ]
 
 
