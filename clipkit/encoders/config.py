@@ -122,7 +122,9 @@ class ResNetConfig:
 
     layers: bottlenecks of each of the four stages. width: channels after the stem; the last map has 32 times as many.
     head_width: channels of each head of the attention pool. image_size: pixels, square, a multiple of 32.
-    Batch statistics in training: a picture's features then depend on those that are encoded with it.
+    BatchNorm in training uses the statistics of what one process encodes at once, a micro-batch, as published runs did:
+    features then depend on the rows per process and on gradient accumulation, unlike those of the other towers.
+    Evaluation uses running statistics, which the trainer keeps equal on every rank (their mean).
     """
 
     kind: ClassVar[str] = "resnet"

@@ -181,7 +181,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop. Exactly one of `steps` and `epochs`; `accumulation` micro-batches make one exact global batch."""
+    """The loop. Exactly one of `steps` and `epochs`; `accumulation` micro-batches make one exact global batch.
+
+    (A ResNet's BatchNorm normalises by the micro-batch of one process, whatever the global batch.)
+    """
 
     global_batch: int
     steps: int | None = None

@@ -100,6 +100,10 @@ def on_rank(rank: int, folder) -> None:
             model = replica(module).double().eval()
             with torch.no_grad():
                 features.append(model.encode_image(make_batch(2).pixels))
+    narrow = make_step(folder, runtime=runtime, parallel="fsdp2", precision="bf16")
+    result = narrow(make_batch(4, torch.float32), 0)
+    assert result.loss.isfinite()
+    assert {values.dtype for values in statistics(narrow.module)} == {torch.float32}
     for one_way, other in ((0, 2), (1, 3)):
         torch.testing.assert_close(features[one_way], features[other], rtol=1e-5, atol=1e-6)
     for kind in features:
