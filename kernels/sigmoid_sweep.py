@@ -63,22 +63,28 @@ def labelled_sigmoid_sweep(
     form = Form.of(x, weight, 1.0, precision)
     targets = _Targets.of(target_offsets, target_indices, form.columns)
     run = _Run(form, bias.float().contiguous(), Own("lists", labels=targets.labels), targets, config, want_gradients)
-    return run.sweep(workspace_bytes)
+    swept = run.sweep(workspace_bytes)
+    # Nobody has looked at labels that are on a device: one that does not exist shows in the loss.
+    return swept._replace(loss=torch.where(targets.known, swept.loss, torch.nan))
 
 
 class _Targets(NamedTuple):
-    """All positives in the order of rows and, within a row, labels. `keys` is row * columns + label."""
+    """All positives in the order of rows and, within a row, labels. `keys` is row * columns + label, past the last row
+    for labels outside [0, columns); `known` says that there are none of those.
+    """
 
     keys: torch.Tensor
     labels: torch.Tensor
     columns: int
+    known: torch.Tensor
 
     @classmethod
     def of(cls, offsets: torch.Tensor, indices: torch.Tensor, columns: int) -> _Targets:
         entries = torch.arange(indices.numel(), device=indices.device)
         rows = torch.searchsorted(offsets[1:].contiguous(), entries, right=True)
-        keys = (rows * columns + indices).sort().values
-        return cls(keys, keys % max(1, columns), columns)
+        known = (indices >= 0) & (indices < columns)
+        keys = torch.where(known, rows * columns + indices, (offsets.numel() - 1) * columns).sort().values
+        return cls(keys, keys % max(1, columns), columns, known.all())
 
     def starts(self, rows: slice, block: int) -> torch.Tensor:
         """[rows, column tiles + 1]: which of the labels are the first in each tile of `block` columns, and the end."""
