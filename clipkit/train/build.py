@@ -49,9 +49,7 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
     _check_sizes(config, len(dataset), runtime)
     recipe = create_recipe(config)
     order = GlobalOrder(len(dataset), train.global_batch, train.seed)
-    recipe.prepare(
-        samples=len(dataset), fingerprint=dataset.fingerprint, steps_per_epoch=order.steps_per_epoch
-    )
+    recipe.prepare(samples=len(dataset), fingerprint=dataset.fingerprint, steps_per_epoch=order.steps_per_epoch)
     torch.manual_seed(train.seed)
     module = recipe.build()
     model_config: Any = recipe.model(module).config
