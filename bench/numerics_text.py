@@ -78,7 +78,7 @@ def document(result: Mapping[str, Any], path: Path) -> str:
             device=stamp["device"],
             cpu=stamp["cpu"],
             torch=stamp["torch"],
-            commit=_commit(stamp["commit"]),
+            commit=commit_name(stamp["commit"]),
             open_clip=result["open_clip"] or "not installed",
         )
     ]
@@ -91,7 +91,8 @@ def document(result: Mapping[str, Any], path: Path) -> str:
     return "".join(parts)
 
 
-def _commit(name: str | None) -> str:
+def commit_name(name: str | None) -> str:
+    """A commit as documents show it; a plus tells of changes."""
     head, plus, _ = str(name).partition("+")
     return head[:9] + (" with changes" if plus else "")
 
@@ -101,7 +102,7 @@ def _section(dtype: str, rows: Rows, head: str) -> str:
         return ""
     ways = list(rows[0]["errors"])
     lines = [[row["data"], *(_cell(row["errors"][way]) for way in ways)] for row in rows]
-    return f"\n{dtype}, loss / gradient:\n\n{_table([head, *ways], lines)}"
+    return f"\n{dtype}, loss / gradient:\n\n{table([head, *ways], lines)}"
 
 
 def _worst(dtype: str, rows: Rows) -> str:
@@ -116,7 +117,7 @@ def _worst(dtype: str, rows: Rows) -> str:
             found = [row["errors"][way] for row in mine if way in row["errors"]]
             cells.append(_cell({n: _largest(e[n] for e in found) for n in ("loss", "gradient")}) if found else "")
         lines.append([family, *cells])
-    return f"\n{dtype}, loss / gradient:\n\n{_table(['family', *ways], lines)}"
+    return f"\n{dtype}, loss / gradient:\n\n{table(['family', *ways], lines)}"
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -129,6 +130,7 @@ def _cell(errors: Mapping[str, float | None]) -> str:
     return f"{loss} / {gradient}"
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
