@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The portable passes over a tile as plain functions, so that a test can build them from headers with one thing broken. Arguments as in
-// csrc/cpu/bindings.cpp.
+// The portable passes over a tile, the finaliser and the repair as plain functions, so that a test can build them from headers with one
+// thing broken. Arguments as in csrc/cpu/bindings.cpp and csrc/cuda/bindings.cpp; there is no stream, and features are fp32.
 #include <vector>
 
 #include "cpu/tile.h"
+#include "cuda/merge.h"
+#include "cuda/repair.h"
 
 namespace {
 
@@ -47,6 +49,22 @@ double tile_sigmoid(float* products, int64_t stride, int64_t rows, int64_t colum
                            column_total,
                            scratch.data(),
                            seen.data()});
+}
+
+void merge_partials(const float* sums, const float* offsets, int64_t lines, int64_t tiles, int64_t line_block, int64_t offset_line_stride,
+                    int64_t offset_tile_stride, float* log_sum, unsigned char* suspect, int64_t* list, int* listed) {
+  const clipkit::Partials partials{sums,    offsets, lines, tiles,  line_block, offset_line_stride, offset_tile_stride,
+                                   log_sum, suspect, list,  listed, nullptr,    nullptr};
+  clipkit::run_on_host(clipkit::MergeLines(partials), {});
+}
+
+void repair_lines(const float* x, const float* y, int64_t x_stride, int64_t y_stride, int64_t lines, int64_t columns, int64_t width,
+                  const float* scale, int64_t skip, int64_t diagonal, const int64_t* list, const int* listed, int64_t splits,
+                  clipkit::ExpSum* partials, float* log_sum) {
+  const clipkit::Suspects suspects{list, listed, lines, static_cast<int>(splits), partials};
+  const clipkit::RepairLines<float> kernel{suspects, x, y, x_stride, y_stride, columns, width, scale, diagonal, skip != 0};
+  clipkit::run_on_host(kernel, {});
+  clipkit::run_on_host(clipkit::RepairFinish(suspects, log_sum), {});
 }
 
 }  // extern "C"
