@@ -121,10 +121,11 @@ def _statistics(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch
 
 
 def _rows(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+    from .form import Form, Own
     from .row_statistics import row_lse
 
-    labels = torch.arange(len(x), device=x.device)
-    return lambda tile: row_lse(x, y, scale, labels=labels, config=tile)
+    form, own = Form.of(x, y, scale), Own("labels", labels=torch.arange(len(x), device=x.device))
+    return lambda tile: row_lse(form, own, config=tile)
 
 
 def _anchors(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:

@@ -31,21 +31,23 @@ def row_col_lse(
     precision: str = "ieee",
     config: TileConfig | None = None,
     stack: int | None = None,
+    kept: torch.Tensor | None = None,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Row LSEs [N] and column LSEs [M], fp32, of scale * x @ y.T for x [N, d], y [M, d] in fp32, fp16 or bf16.
 
     `scale` is a float or a one-element tensor; it multiplies the fp32 product. With `diagonal` the pairs
     (i, diagonal + i) are left out, and a line of which nothing is left gets -inf. Partial sums take at most about
-    `workspace_bytes`: larger problems run in bands of rows. Nothing is read back to the host. An empty side gives
-    -inf for the lines of the other. The caller has checked shapes, dtypes and devices.
+    `workspace_bytes`: larger problems run in bands of rows. The products <x_i, y_j> are left in `kept` [N, M] fp32
+    (see kept.py) if given. Nothing is read back to the host. An empty side gives -inf for the lines of the other. The
+    caller has checked shapes, dtypes and devices.
     """
     form = Form.of(x, y, scale, precision)
     own = Own() if diagonal is None else Own("diagonal", diagonal)
     rows, columns = _Lines.of(form.rows, form), _Lines.of(form.columns, form)
     if form.rows and form.columns:
         with on_device_of(x):
-            _swept(form, own, rows, columns, config or form.tile_for("statistics"), stack, workspace_bytes)
+            _swept(form, own, rows, columns, kept, config or form.tile_for("statistics"), stack, workspace_bytes)
     return rows.lse, columns.lse
 
 
@@ -67,14 +69,22 @@ class _Lines(NamedTuple):
 
 
 def _swept(
-    form: Form, own: Own, rows: _Lines, columns: _Lines, config: TileConfig, stack: int | None, workspace_bytes: int
+    form: Form,
+    own: Own,
+    rows: _Lines,
+    columns: _Lines,
+    kept: torch.Tensor | None,
+    config: TileConfig,
+    stack: int | None,
+    workspace_bytes: int,
 ) -> None:
     """Sweep band after band, merge, repair."""
     stack = stack or _stack(form, config)
     height = _band_rows(form, config, stack, workspace_bytes)
     for start in range(0, form.rows, height):
         stop = min(start + height, form.rows)
-        across, down = _sweep(form.band(start, stop), own.band(start, stop), config, stack)
+        kept_band = None if kept is None else kept[start:stop]
+        across, down = _sweep(form.band(start, stop), own.band(start, stop), kept_band, config, stack)
         _merge(across, rows.band(start, stop), first=True, last=True)
         _merge(down, columns, first=start == 0, last=stop == form.rows)
     _repair(form, own, rows)
@@ -102,7 +112,9 @@ class _Partials(NamedTuple):
     block: int
 
 
-def _sweep(form: Form, own: Own, config: TileConfig, stack: int) -> tuple[_Partials, _Partials]:
+def _sweep(
+    form: Form, own: Own, kept: torch.Tensor | None, config: TileConfig, stack: int
+) -> tuple[_Partials, _Partials]:
     """Partial sums of all tiles along rows, and down the columns of each stack of tiles."""
     row_tiles, column_tiles = triton.cdiv(form.rows, config.block_m), triton.cdiv(form.columns, config.block_n)
     stacks = triton.cdiv(row_tiles, stack)
@@ -120,10 +132,13 @@ def _sweep(form: Form, own: Own, config: TileConfig, stack: int) -> tuple[_Parti
         across.offsets,
         down.sums,
         down.offsets,
+        down.offsets if kept is None else kept,  # not read then
+        0 if kept is None else kept.stride(0),
         **form.constants(config),
         GROUP=config.group,
         OWN=own.kind,
         FOLD=rows_of_a_thread(form.x.device, form.x.dtype),
+        KEEP=kept is not None,
     )
     return across, down
 

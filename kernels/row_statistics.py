@@ -15,20 +15,12 @@ FEWEST_PROGRAMS = 2048
 
 
 def row_lse(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    scale: float | torch.Tensor,
-    *,
-    labels: torch.Tensor,
-    precision: str = "ieee",
-    config: TileConfig | None = None,
-    parts: int | None = None,
+    form: Form, own: Own, *, kept: torch.Tensor | None = None, config: TileConfig | None = None
 ) -> torch.Tensor:
-    """Row LSEs [N], fp32, of scale * x @ y.T for x [N, d], y [M, d] in fp32, fp16 or bf16, without the pairs
-    (i, labels_i), labels int64 [N]; -inf where nothing is left. The caller has checked shapes, dtypes and devices.
+    """Row LSEs [N], fp32, of S without each row's own pair; -inf where nothing is left. The products <x_i, y_j> are
+    left in `kept` [N, M] fp32 (see kept.py) if given.
     """
-    form = Form.of(x, y, scale, precision)
-    return _swept(form, Own("labels", labels=labels), None, False, config, parts)[0]
+    return _swept(form, own, None, False, config, None, kept)[0]
 
 
 def anchor_statistics(
@@ -49,8 +41,8 @@ def anchor_statistics(
     """
     own = Own() if diagonal is None else Own("diagonal", diagonal)
     if scale.dim() == 0:
-        return _swept(Form.of(x, y, scale, precision), own, None, True, config, parts)
-    return _swept(Form.of(x, y, 1.0, precision), own, scale.float().contiguous(), True, config, parts)
+        return _swept(Form.of(x, y, scale, precision), own, None, True, config, parts, None)
+    return _swept(Form.of(x, y, 1.0, precision), own, scale.float().contiguous(), True, config, parts, None)
 
 
 def _swept(
@@ -60,6 +52,7 @@ def _swept(
     want_means: bool,
     config: TileConfig | None,
     parts: int | None,
+    kept: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(LSE, mean) of every row; the means are not written unless wanted."""
     if form.rows == 0 or form.columns == 0:
@@ -73,7 +66,8 @@ def _swept(
     log_sums = torch.empty((parts, form.rows), dtype=torch.float32, device=form.x.device)
     means = torch.empty_like(log_sums) if want_means else log_sums
     with on_device_of(form.x):
-        sweep_rows(form, own, config, stretch, log_sums, means=means if want_means else None, row_scale=row_scale)
+        written = means if want_means else None
+        sweep_rows(form, own, config, stretch, log_sums, means=written, row_scale=row_scale, kept=kept)
     return _together(log_sums, means)
 
 
@@ -87,6 +81,7 @@ def sweep_rows(
     means: torch.Tensor | None = None,
     row_scale: torch.Tensor | None = None,
     suspect: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
 ) -> None:
     """Launch row_sweep (see there) for whole rows, `stretch` column tiles a program."""
     parts = triton.cdiv(triton.cdiv(form.columns, config.block_n), stretch)
@@ -100,11 +95,14 @@ def sweep_rows(
         form.x.shape[1],
         log_sums,
         log_sums if means is None else means,
+        log_sums if kept is None else kept,
+        0 if kept is None else kept.stride(0),
         **form.constants(config),
         OWN=own.kind,
         SCALED=row_scale is not None,
         SUSPECTS=suspect is not None,
         MEANS=means is not None,
+        KEEP=kept is not None,
     )
 
 

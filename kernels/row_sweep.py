@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import add_products, exponential, lines, own_pairs, past_edges
+from .tiles import add_products, exponential, lines, own_pairs, past_edges, store_tile
 
 
 @triton.jit(do_not_specialize=["diagonal", "stretch", "width"])
@@ -26,6 +26,8 @@ def row_sweep(
     width,
     log_sums,
     means,
+    kept,
+    kept_stride,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -35,6 +37,7 @@ def row_sweep(
     SCALED: tl.constexpr,
     SUSPECTS: tl.constexpr,
     MEANS: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     """One program, BLOCK_M rows along `stretch` column tiles: their log-sum-exps over these columns to
     log_sums[stretch, rows] and, with MEANS, the means of <x_i, y_j> under that softmax to means[stretch, rows]; -inf
@@ -42,7 +45,7 @@ def row_sweep(
 
     With SCALED, row i's logits are (scale row_scale[i]) <x_i, y_j>. With SUSPECTS, rows that are not marked in suspect
     [rows] int8 are left as they are, and a program without a marked row does nothing; the host never learns whether
-    there was one.
+    there was one. With KEEP, the products <x_i, y_j> go to kept [rows, columns] fp32 as well.
     """
     row_tiles = tl.cdiv(rows, BLOCK_M)
     # Programs that run together walk the same columns, which L2 then holds.
@@ -68,6 +71,8 @@ def row_sweep(
         products = add_products(
             products, x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_K, PRECISION, width
         )
+        if KEEP:
+            store_tile(kept, products, i, j, rows, kept_stride, False)
         logits = past_edges(products * factor, row_tile, column_tile, rows, columns, BLOCK_M, BLOCK_N)
         if OWN != "none":
             own, meets = own_pairs(inside, row_tile, column_tile, diagonal, labels, OWN, BLOCK_M, BLOCK_N)

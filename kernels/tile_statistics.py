@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import add_products, exponential, lines, own_pairs, past_edges, swizzled_tile
+from .tiles import add_products, exponential, lines, own_pairs, past_edges, store_tile, swizzled_tile
 
 
 @triton.jit(do_not_specialize=["diagonal", "stack", "width"])
@@ -26,6 +26,8 @@ def tile_statistics(
     row_offsets,
     column_sums,
     column_offsets,
+    kept,
+    kept_stride,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -34,6 +36,7 @@ def tile_statistics(
     GROUP: tl.constexpr,
     OWN: tl.constexpr,
     FOLD: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     """One program, a stack of up to `stack` tiles that lie under each other.
 
@@ -41,7 +44,7 @@ def tile_statistics(
     row_sums[column tile, i]. Per stack, o being its largest logit: o to column_offsets[stack, column tile] and
     sum_i exp(s_ij - o) to column_sums[stack, j]. Every element is written by exactly one program: no atomics, the same
     bits every time. Own pairs (OWN "diagonal", see own_pairs) are left out; a tile of which nothing is left has the
-    offset -inf.
+    offset -inf. With KEEP, the products <x_i, y_j> go to kept [rows, columns] fp32 as well.
 
     Column sums cross from thread to thread once a stack: until then each thread adds up its own rows, FOLD of which it
     holds in one tile. Logarithms are left to the merge: here they would cost a tenth of the tile's instructions.
@@ -60,6 +63,8 @@ def tile_statistics(
         products = add_products(
             products, x, y, i, j, rows, columns, x_stride, y_stride, WIDTH, BLOCK_K, PRECISION, width
         )
+        if KEEP:
+            store_tile(kept, products, i, j, rows, kept_stride, False)
         logits = past_edges(products * factor, row_tile, column_tile, rows, columns, BLOCK_M, BLOCK_N)
         if OWN != "none":
             inside = tl.minimum(i, rows - 1)

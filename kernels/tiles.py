@@ -142,3 +142,13 @@ def store_tile(matrix, values, i, j, rows, stride, EVEN: tl.constexpr):
         tl.store(at, values)
     else:
         tl.store(at, values, mask=(i[:, None] < rows) & (j[None, :] < stride))
+
+
+@triton.jit
+def load_tile(matrix, i, j, rows, stride, EVEN: tl.constexpr):
+    """A tile of the rows i and columns j of a matrix that store_tile wrote; past the edges whatever is there, or 0."""
+    at = matrix + i[:, None] * stride + j[None, :]
+    if EVEN:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(i[:, None] < rows) & (j[None, :] < stride), other=0.0)

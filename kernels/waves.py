@@ -5,10 +5,7 @@ At d >= 512 an fp32 accumulator [tile rows, d] does not fit a multiprocessor, so
 kernel writes G for as many rows as the workspace holds, and the library multiplies it. Waves follow each other in
 order on one stream: the same bits every time.
 
-S is computed again for G, not kept from the forward. Logits must not be rounded to 16 bit, and in fp32 they cost 8
-bytes each to write and read: 2.7 ps at 3 TB/s, where the product that this saves takes 1.3 to 2.6 ps (d = 512 to 1024,
-800 TFLOP/s). Exponentials relative to their tile's largest would do in 16 bit, but lose every line 87 nats below it, as
-the forward's sums do, and weights have no cheap repair.
+S is computed again for G unless the caller kept it; kept.py says when that pays.
 """
 
 from __future__ import annotations
@@ -46,19 +43,18 @@ def wave_rows(
     """
     if form.rows == 0 or form.columns == 0:
         return
-    most = max(block_rows, workspace_bytes // (matrices * _pitch(form) * form.x.dtype.itemsize))
+    most = max(block_rows, workspace_bytes // (matrices * pitch(form.columns, form.x.dtype) * form.x.dtype.itemsize))
     count = triton.cdiv(form.rows, most)
     height = triton.cdiv(triton.cdiv(form.rows, count), block_rows) * block_rows
     for start in range(0, form.rows, height):
         yield slice(start, min(start + height, form.rows))
 
 
-def _pitch(form: Form) -> int:
-    """Elements from one row of weights to the next. Rows begin on 128 bytes: what the library's fastest products and
+def pitch(columns: int, dtype: torch.dtype) -> int:
+    """Elements from one row of a matrix to the next. Rows begin on 128 bytes: what the library's fastest products and
     wide stores ask for, whatever the number of columns.
     """
-    itemsize = form.x.dtype.itemsize
-    return triton.cdiv(form.columns * itemsize, 128) * 128 // itemsize
+    return triton.cdiv(columns * dtype.itemsize, 128) * 128 // dtype.itemsize
 
 
 def waves(
@@ -70,7 +66,7 @@ def waves(
     """
     slices = list(wave_rows(form, block_rows=block_rows, workspace_bytes=workspace_bytes, matrices=matrices))
     height = max((rows.stop - rows.start for rows in slices), default=0)
-    memory = form.x.new_empty((matrices, height, _pitch(form)))
+    memory = form.x.new_empty((matrices, height, pitch(form.columns, form.x.dtype)))
     for rows in slices:
         yield rows, [matrix[: rows.stop - rows.start, : form.columns] for matrix in memory]
 

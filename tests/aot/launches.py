@@ -98,6 +98,14 @@ class _Inputs:
         self.row, self.column = (torch.empty(size, device="meta") for size in (rows, columns))
         self.labels = torch.empty(rows, dtype=torch.int64, device="meta")
 
+    @property
+    def kept(self) -> torch.Tensor:
+        """Memory for S."""
+        from clipkit.kernels.form import Form
+        from clipkit.kernels.kept import unwritten
+
+        return unwritten(Form.of(self.x, self.y, self.scale), len(self.x))
+
 
 def _statistics(given: _Inputs, **options: Any) -> None:
     from clipkit.kernels.row_col_lse import row_col_lse
@@ -110,7 +118,13 @@ def _statistics_in_bands(given: _Inputs) -> None:
 
 
 def _exponential(
-    given: _Inputs, *, by_row: bool = True, by_column: bool = True, labels: bool = False, scales: bool = False
+    given: _Inputs,
+    *,
+    by_row: bool = True,
+    by_column: bool = True,
+    labels: bool = False,
+    scales: bool = False,
+    kept: bool = False,
 ) -> None:
     from clipkit.kernels.exponential_products import exponential_products
 
@@ -124,13 +138,17 @@ def _exponential(
         column_scale=given.column if scales and by_column else None,
         own_weight=given.row,
         labels=given.labels if labels else None,
+        kept=given.kept if kept else None,
     )
 
 
-def _rows_alone(given: _Inputs) -> None:
+def _rows_alone(given: _Inputs, *, keep: bool = False) -> None:
+    from clipkit.kernels.form import Form, Own
     from clipkit.kernels.row_statistics import row_lse
 
-    row_lse(given.x, given.y, given.scale, labels=given.labels)
+    row_lse(
+        Form.of(given.x, given.y, given.scale), Own("labels", labels=given.labels), kept=given.kept if keep else None
+    )
 
 
 def _anchors(given: _Inputs, *, scales: bool) -> None:
@@ -180,13 +198,17 @@ SWEEPS: dict[str, Callable[[_Inputs], None]] = {
     "log_sum_exps": _statistics,
     "log_sum_exps, no diagonal": lambda given: _statistics(given, diagonal=0),
     "log_sum_exps, bands": _statistics_in_bands,
+    "log_sum_exps, kept": lambda given: _statistics(given, kept=given.kept),
     "log_sum_exps, rows, labels": _rows_alone,
+    "log_sum_exps, rows, kept": lambda given: _rows_alone(given, keep=True),
     "anchor_statistics": lambda given: _anchors(given, scales=False),
     "anchor_statistics, scales": lambda given: _anchors(given, scales=True),
     "exponential": _exponential,
     "exponential, rows": lambda given: _exponential(given, by_column=False),
     "exponential, columns": lambda given: _exponential(given, by_row=False),
     "exponential, scales": lambda given: _exponential(given, scales=True),
+    "exponential, kept": lambda given: _exponential(given, kept=True),
+    "exponential, labels, kept": lambda given: _exponential(given, by_column=False, labels=True, kept=True),
     "exponential, labels": lambda given: _exponential(given, by_column=False, labels=True),
     "sigmoid": _sigmoid,
     "sigmoid, value only": lambda given: _sigmoid(given, wanted=False),
