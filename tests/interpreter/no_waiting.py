@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators whose result on a device the host must see: a number, or a shape that depends on data.
@@ -27,6 +28,9 @@ class NoWaiting(TorchDispatchMode):
         unsized = name == "repeat_interleave" and options.get("output_size") is None
         if name in WAITING or by_mask or unsized:
             raise AssertionError(f"{func} would wait for the device")
+        if func.namespace == "clipkit":  # a mode does not see what an operator does within, unless it goes there
+            with self:
+                return OPDEFS[func.name()]._init_fn(*args, **options)
         return func(*args, **options)
 
 
