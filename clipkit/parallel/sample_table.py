@@ -26,7 +26,7 @@ Placement = Literal["auto", "replicated", "sharded"]
 REPLICATED_BYTES = 256 << 20
 """The largest table that "auto" puts on every rank. A replicated table costs no collective, and memory on every rank; a
 sharded one costs two small collectives a read, whatever its size. Up to here memory is 0.3 % of a card of 80 GB, and
-the one rank that writes it to a checkpoint takes 1.4 s (190 MiB/s, measured by bench.sample_table): it holds log u of
+the one rank that writes it to a checkpoint takes 1.4 s (183 MiB/s, measured by bench.sample_table): it holds log u of
 33 million samples (all of CC12M), or the eight columns of individual temperatures for 8 million.
 """
 
