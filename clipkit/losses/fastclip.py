@@ -269,8 +269,15 @@ class FastCLIPLoss(HostLoss):
         self._table.write(ids, rows, skip=skip)
 
     def commit_after(self, optimizer: Optimizer) -> RemovableHandle:
-        """Commit whenever `optimizer` has stepped; a GradScaler that skips the step thereby skips the commit."""
-        return optimizer.register_step_post_hook(lambda *_: self.commit())
+        """Commit whenever `optimizer` has stepped. A GradScaler that skips the step thereby skips the commit; one that
+        leaves it to a fused optimizer tells that by `found_inf`, which is heeded without waiting for it.
+        """
+
+        def after_step(stepped: Optimizer, *_: Any) -> None:
+            overflow = getattr(stepped, "found_inf", None)
+            self.commit(None if overflow is None else overflow.to(self.table().device))
+
+        return optimizer.register_step_post_hook(after_step)
 
     def table(self, device: torch.device | str | None = None) -> SampleTable:
         """The estimates, made at the first use: log u of image and text; individual temperatures and their moments."""
