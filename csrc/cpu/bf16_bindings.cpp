@@ -2,6 +2,7 @@
 // Python's way to the products of bf16 towers.
 #include "bindings.h"
 
+#include "cpu/bf16_lines.h"
 #include "cpu/bf16_products.h"
 #include "cpu/bf16_sweep.h"
 
@@ -65,6 +66,16 @@ void add(const std::string& kernel, std::uintptr_t weights, int64_t weights_stri
   const auto* right = pointer<const unsigned char>(y, rows * columns, "y");
   py::gil_scoped_release release;
   add_weighted_rows(chosen, left, transposed, right, panel_bytes, result, threads);
+}
+
+void add_lines(std::uintptr_t data, int64_t stride, int64_t rows, int64_t width, int64_t count, std::uintptr_t source,
+               std::uintptr_t target, std::uintptr_t factor, std::uintptr_t out) {
+  const Bf16Matrix lines = bf16_matrix(data, stride, rows, width, "lines");
+  const auto *from = pointer<const int64_t>(source, count, "source"), *to = pointer<const int64_t>(target, count, "target");
+  const auto* factors = pointer<const float>(factor, count, "factor");
+  auto* results = pointer<float>(out, count * width, "out");
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < count; ++i) add_multiple(results + to[i] * width, lines.data + from[i] * stride, factors[i], width);
 }
 
 // A tower as Python gives it: (address, row stride, rows, columns).
@@ -131,6 +142,9 @@ void bind_bf16(py::module_& module) {
              py::arg("transposed"), py::arg("y"), py::arg("panel_bytes"), py::arg("width"), py::arg("out"), py::arg("out_stride"),
              py::arg("threads"),
              "out += weights y, or weights^T y, for fp32 weights [rows, columns] rounded to bf16 and y's columns packed.");
+  module.def("bf16_add_lines", &add_lines, py::arg("lines"), py::arg("stride"), py::arg("rows"), py::arg("width"), py::arg("count"),
+             py::arg("source"), py::arg("target"), py::arg("factor"), py::arg("out"),
+             "out[target_i] += factor_i lines[source_i], in turn, for contiguous fp32 rows of `width`.");
   module.def("bf16_statistics", &statistics, py::arg("kernel"), py::arg("x"), py::arg("y"), py::arg("scale"), py::arg("positive"),
              py::arg("row_offset"), py::arg("row_sum"), py::arg("column_offset"), py::arg("column_sum"), py::arg("threads"),
              "tile_statistics over all tiles of scale x y^T; a tower is (address, row stride, rows, columns).");

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipkit.engine.cpu_backend.compiled import compiled
 from clipkit.engine.cpu_backend.passes import RunningSums, at, fp32_zeros, tile_of
-from clipkit.engine.cpu_backend.products import products_of
+from clipkit.engine.cpu_backend.products import Bf16Products, products_of
 from clipkit.engine.cpu_backend.tiles import LINES, over_tiles, whole
 from clipkit.engine.precision import softplus, widen
 
@@ -67,6 +67,7 @@ def _attached(
         over_tiles((slab, slice(0, len(y))), sweep.sum_up, like=x, buffers=0)
         sweep.normalise(slab)
         over_tiles((slab, slice(0, len(y))), sweep.multiply, like=x, buffers=0)
+    sweep.finish()
     return sweep.loss.float(), sweep.g_y, sweep.gt_x
 
 
@@ -78,10 +79,12 @@ class _Slabs:
         self.loss = x.new_zeros((), dtype=torch.float64)
         self.g_y, self.gt_x = fp32_zeros(want_x, x), fp32_zeros(True, y)
         self._products, self._factor, self._labels = products_of(x, y), factor, labels
+        self._rounding = self._products if isinstance(self._products, Bf16Products) else None
         self._kept = x.new_empty(self.height * len(y), dtype=torch.float32)
         self._width = len(y)
         self._sums, self._positive = RunningSums.empty(len(x), x), x.new_zeros(len(x), dtype=torch.float32)
         self._lse, self._weight = torch.empty_like(self._positive), torch.empty_like(self._positive)
+        self._weight_in_tiles = torch.zeros_like(self._weight) if self._rounding else self._weight
 
     def sum_up(self, rows: slice, columns: slice) -> None:
         """Make a tile and add it to its rows' sums, labels left out."""
@@ -99,12 +102,19 @@ class _Slabs:
     def multiply(self, rows: slice, columns: slice) -> None:
         """Turn a kept tile into weights and add its products."""
         tile = self._tile(rows, columns)
-        labels = (*at(rows, self._labels), columns.start, *at(rows, self._weight))
+        labels = (*at(rows, self._labels), columns.start, *at(rows, self._weight_in_tiles))
         compiled().tile_gradient(tile_of(tile, self._factor), *labels, *at(rows, self._lse), 0, 0, 0)
         if self.g_y is not None:
             self._products.add_to_rows(tile, rows, columns, self.g_y)
         assert self.gt_x is not None
         self._products.add_to_columns(tile, rows, columns, self.gt_x)
+
+    def finish(self) -> None:
+        """Add the labels' own parts where tiles left them out: half of all weight, which rounding would move by as much
+        as all the rest together.
+        """
+        if self._rounding:
+            self._rounding.add_positives(self._labels, self._weight, self.g_y, self.gt_x)
 
     def _tile(self, rows: slice, columns: slice) -> Tensor:
         shape = (rows.stop - rows.start, columns.stop - columns.start)

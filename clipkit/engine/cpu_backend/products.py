@@ -84,6 +84,14 @@ class Bf16Products:
         """See `Products`; `rows` begin at a multiple of 32."""
         self._add(weights, True, self._x, rows, out[columns])
 
+    def add_positives(self, column: Tensor, weight: Tensor, g_y: Tensor | None, gt_x: Tensor | None) -> None:
+        """Of row i with column_i, each [n]: g_y_i += weight_i y_column, gt_x_column += weight_i x_i, not rounded."""
+        row = torch.arange(len(column))
+        for source, target, tower, out in ((column, row, self._y, g_y), (row, column, self._x, gt_x)):
+            if out is not None:
+                lines = (len(row), source.data_ptr(), target.data_ptr(), weight.data_ptr(), out.data_ptr())
+                compiled().bf16_add_lines(*matrix_of(tower), *lines)
+
     def _add(self, weights: Tensor, transposed: bool, tower: Tensor, contracted: slice, out: Tensor) -> None:
         packed = self._panels(tower, columns_are_lines=True)[:, contracted.start // _PANEL :]
         right = (packed.data_ptr(), packed.stride(0) * packed.element_size())
