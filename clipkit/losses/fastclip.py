@@ -358,4 +358,13 @@ class FastCLIPLoss(HostLoss):
         rest = {name: value for name, value in state_dict.items() if name not in mine}
         super()._load_from_state_dict(rest, prefix, *arguments)  # refuses a state of other data before any is taken
         for name, tensor in mine.items():
-            tensor.copy_(state_dict[name])
+            tensor.copy_(_as_placed(state_dict[name], tensor))
+
+
+def _as_placed(saved: Tensor, like: Tensor) -> Tensor:
+    """The same rows, whole or in blocks as `like` is. Collective where blocks become whole."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(like, DTensor) and not isinstance(saved, DTensor):
+        return distribute_tensor(saved.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return saved.full_tensor() if isinstance(saved, DTensor) and not isinstance(like, DTensor) else saved

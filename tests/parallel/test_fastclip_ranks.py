@@ -173,6 +173,7 @@ def _properties(rank: int) -> None:
         for placement in ("replicated", "sharded"):
             for begun in (False, True):
                 _a_bad_id_on_one_rank_raises_on_all(version, rank, placement, begun)
+    _a_state_dict_fits_either_placement(mine)
     _ddp(rank, mine, group)
 
 
@@ -287,6 +288,22 @@ def _a_bad_id_on_one_rank_raises_on_all(version: str, rank: int, placement: str,
         loss.commit()
         assert torch.equal(whole_table(loss).nan_to_num(), before.nan_to_num())
     loss(image, text, 9.0, torch.arange(3) + 3 * rank).backward()
+
+
+def _a_state_dict_fits_either_placement(mine: slice) -> None:
+    image, text = batch(torch.float32)
+    losses = {}
+    for placement in ("replicated", "sharded"):
+        loss = losses[placement] = FastCLIPLoss(SAMPLES, "v2", rho=1.0, placement=placement)
+        loss(image[mine].requires_grad_(), text[mine], 9.0, IDS[mine]).backward()
+        loss.commit()
+    rows = whole_table(losses["replicated"])
+    assert rows[IDS].isfinite().all()
+    for placement in losses:
+        for saved in losses.values():
+            fresh = FastCLIPLoss(SAMPLES, "v2", rho=1.0, placement=placement)
+            fresh.load_state_dict(saved.state_dict())
+            assert torch.equal(fresh.table().read(torch.arange(SAMPLES)), rows), placement
 
 
 class Towers(torch.nn.Module):
