@@ -135,7 +135,7 @@ class FastCLIPLoss(HostLoss):
         self._staged: _Staged | None = None
         self._reading: tuple[Tensor, Reading] | None = None
         self._image_keys: Gathering | None = None
-        self._overwritten, self._warned_of_rho = 0, False
+        self._overwritten, self._seen, self._warned_of_rho = 0, 0, False
         self.mean_temperature: Tensor | None = None
 
     # The batch
@@ -253,6 +253,8 @@ class FastCLIPLoss(HostLoss):
     def commit(self, skip: Tensor | None = None) -> None:
         """Store what the last forward in training proposed. Once per optimizer step, after it; no collective.
 
+        Of a batch with an estimate that is not finite (NaN in its features, an id out of range on a GPU) nothing is.
+
         Args:
             skip: 0-D, on the device: where it is not zero nothing is stored (a step that overflowed), without waiting
                 to know. A step that the host knows was not taken needs no call: the next forward replaces the proposal.
@@ -261,6 +263,10 @@ class FastCLIPLoss(HostLoss):
             return
         (samples, epoch), self._staged = self._staged, None
         self._overwritten = 0
+        self._warn_of_epoch(len(samples.ids))
+        # NaN in the table would never leave it, while the step that made it may have been left out.
+        wrong = ~samples.log_u.isfinite().all()
+        skip = wrong if skip is None else wrong | (skip != 0)
         ids, rows = samples.ids.squeeze(1), samples.log_u
         if self.temperatures is not None:
             old = self._table.held(ids)[:, 2:]
@@ -321,6 +327,15 @@ class FastCLIPLoss(HostLoss):
                 stacklevel=3,
             )
 
+    def _warn_of_epoch(self, samples: int) -> None:
+        self._seen += samples
+        if self.epoch < 1 and self.gamma_min < 1 and self._seen - samples <= 2 * self.num_samples < self._seen:
+            warnings.warn(
+                "FastCLIPLoss: two passes over the data set and still in epoch 0, in which gamma is 1; "
+                "call loss.set_epoch(epoch) at the start of each epoch, or nothing is ever averaged",
+                stacklevel=3,
+            )
+
     def get_extra_state(self) -> dict[str, Any]:
         """What the state belongs to, in plain values."""
         return {"version": self.version, "num_samples": self.num_samples, "index": self.index, "epoch": self.epoch}
@@ -352,13 +367,26 @@ class FastCLIPLoss(HostLoss):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: tensor for name, tensor in self.table().tensors().items()})
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """The table is no buffer, because it is made at the first use, on the device and for the group of that time."""
         mine = {prefix + name: tensor for name, tensor in self.table().tensors().items()}
         rest = {name: value for name, value in state_dict.items() if name not in mine}
-        super()._load_from_state_dict(rest, prefix, *arguments)  # refuses a state of other data before any is taken
+        # refuses a state of other data before any is taken
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         for name, tensor in mine.items():
-            tensor.copy_(_as_placed(state_dict[name], tensor))
+            if name in state_dict:
+                tensor.copy_(_as_placed(state_dict[name], tensor))
+            elif strict:
+                missing_keys.append(name)
 
 
 def _as_placed(saved: Tensor, like: Tensor) -> Tensor:

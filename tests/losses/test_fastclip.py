@@ -204,6 +204,26 @@ def test_evaluation_proposes_nothing():
     assert torch.equal(rows(loss), before)
 
 
+@pytest.mark.parametrize("version", ["v3", "v2"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_batch_that_went_wrong_shows_in_the_loss_and_stores_nothing(version, value):
+    """One bad picture: the step may have been left out by whoever saw the loss, and estimates would outlive it."""
+    loss = make(version)
+    loss(*pairs(), 9.0, IDS)
+    loss.commit()
+    before = rows(loss).clone()
+    loss.set_epoch(1)
+    image, text = (tower.detach().clone() for tower in pairs(1))
+    image[3, 2] = value
+    assert not loss(image, text, 9.0, IDS).isfinite()
+    loss.commit(skip=torch.tensor(0.0))
+    assert torch.equal(rows(loss), before)
+    loss(*pairs(1), 9.0, IDS)
+    loss.commit()
+    assert rows(loss, IDS).isfinite().all()
+    assert not torch.equal(rows(loss), before)
+
+
 def test_a_scaler_that_skips_the_step_skips_the_commit():
     weight = torch.nn.Parameter(torch.ones(8, 8))
     optimizer = torch.optim.SGD([weight], lr=0.1)
@@ -229,6 +249,24 @@ def test_a_loss_that_is_never_committed_is_complained_about():
         loss(*pairs(), 9.0, IDS)
     with pytest.warns(UserWarning, match="never committed"):
         loss(*pairs(), 9.0, IDS)
+
+
+def test_epochs_that_are_never_told_are_complained_about_once():
+    def train(loss, batches):
+        for _ in range(batches):
+            loss(*pairs(), 9.0, IDS)
+            loss.commit()
+
+    loss, told = make("v3"), make("v3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(loss, 2 * SAMPLES // N)
+        train(told, 2)
+        told.set_epoch(1)
+        train(told, 2 * SAMPLES // N)
+    with pytest.warns(UserWarning, match="set_epoch") as caught:
+        train(loss, 3)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -373,6 +411,23 @@ def test_a_state_dict_goes_on_where_it_was(version, tmp_path):
     assert second.epoch == 1
     train(second, (2,))
     assert torch.equal(rows(second), rows(straight))
+
+
+def test_inside_another_module_a_state_that_lacks_the_loss_says_so():
+    def model():
+        return torch.nn.ModuleDict({"towers": torch.nn.Linear(2, 2), "loss": make("v3")})
+
+    saved, fresh = model(), model()
+    saved["loss"](*pairs(), 9.0, IDS)
+    saved["loss"].commit()
+    fresh.load_state_dict(saved.state_dict())
+    assert torch.equal(rows(fresh["loss"]), rows(saved["loss"]))
+    towers = {name: value for name, value in saved.state_dict().items() if name.startswith("towers")}
+    before = rows(fresh["loss"]).clone()
+    fresh.load_state_dict(towers, strict=False)
+    with pytest.raises(RuntimeError, match=r"loss\.rows"):
+        fresh.load_state_dict(towers)
+    assert torch.equal(rows(fresh["loss"]), before)
 
 
 def test_a_state_of_other_data_is_refused_before_anything_is_taken():
