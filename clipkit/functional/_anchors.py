@@ -3,8 +3,8 @@
 
 Every rank gathers both towers and, later, a few numbers per sample; its own gradients need nothing more. Each tower's
 rows meet all keys of the other: 6 units of 2·n·N·d FLOP, where one sweep for both directions takes 4 but ends in a
-reduce-scatter of a tower. The bytes are the same, but these travel while the towers still compute, and nothing is
-waited for afterwards. Alone there is nothing to gather, and one sweep serves both directions.
+reduce-scatter of a tower. The bytes are the same, but of these the images' can travel while the text tower computes,
+and no gradient is waited for at the end. Alone there is nothing to gather, and one sweep serves both directions.
 """
 
 from __future__ import annotations
