@@ -54,6 +54,7 @@ def _linear_bce(t: dict[str, Tensor], backend: str) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "clip": lambda t, k: clipkit.clip_loss(t["a"], t["b"], t["scale"], backend=k),
+    "clip, logits kept": lambda t, k: clipkit.clip_loss(t["a"], t["b"], t["scale"], workspace=4 << 30, backend=k),
     "siglip": lambda t, k: clipkit.siglip_loss(t["a"], t["b"], t["scale"], t["bias"], backend=k),
     "info_nce": lambda t, k: clipkit.info_nce(t["a"], t["b"], t["scale"], backend=k),
     "icl": lambda t, k: clipkit.icl_loss(t["a"], t["b"], t["to_a"], t["to_b"], t["scale"], backend=k),

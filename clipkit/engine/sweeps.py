@@ -17,15 +17,22 @@ from typing import NamedTuple
 from torch import Tensor
 
 from clipkit.engine.dispatch import choose
+from clipkit.engine.workspace import Workspace
 
 
 def log_sum_exps(
-    x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, backend: str = ""
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    *,
+    diagonal: int | None,
+    workspace: Workspace | None = None,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Row and column log-sum-exps of S, [n] and [m]; with `diagonal`, positives are left out (-inf where nothing is
-    left).
+    left). The products may stay in `workspace`.
     """
-    return choose("log_sum_exps", x, backend)(x, y, scale, diagonal=diagonal)
+    return choose("log_sum_exps", x, backend)(x, y, scale, diagonal=diagonal, workspace=workspace)
 
 
 def anchor_statistics(
@@ -52,6 +59,7 @@ def exponential_products(
     diagonal_weight: Tensor,
     want_x: bool = True,
     want_y: bool = True,
+    workspace: Workspace | None = None,
     backend: str = "",
 ) -> tuple[Tensor | None, Tensor | None]:
     """(G Y [n, d], Gᵀ X [m, d]) for G_ij = e^(r_i S_ij - row_offset_i) + e^(c_j S_ij - column_offset_j), and G =
@@ -61,6 +69,7 @@ def exponential_products(
     ones where absent; a logit is (scale · r_i) · <x_i, y_j>, so that a scale means the same in either place. The
     positives' weights come from outside because they are differences near zero (P_ii - 1) that only their own formula
     gets right. Offsets are such that no weight exceeds 2 in size: a backend may hold G in the type of 16-bit features.
+    `workspace` is the one that `log_sum_exps` of this form was given.
     """
     return choose("exponential_products", x, backend)(
         x,
@@ -74,6 +83,7 @@ def exponential_products(
         diagonal_weight=diagonal_weight,
         want_x=want_x,
         want_y=want_y,
+        workspace=workspace,
     )
 
 

@@ -87,6 +87,17 @@ def check_fraction(argument: str, value: float, *, low: float, high: float, low_
         raise value_error(argument, got=value, want=want, fix="correct the setting")
 
 
+def check_bytes(argument: str, value: int | None) -> None:
+    """A whole number of bytes, or None."""
+    want = "a whole number of bytes of at least 0, or None"
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise type_error(argument, got=f"a {type(value).__name__}", want=want, fix="pass an int: 2 << 30 is 2 GiB")
+    if value < 0:
+        raise value_error(argument, got=value, want=want, fix="pass 0 or None to keep nothing")
+
+
 def agree(
     rows: Tensor, group: str, *settings: object, wants: Sequence[bool] = (), backend: str = "", least: int = 1
 ) -> Layout:

@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 
 from clipkit.engine import sweeps
+from clipkit.engine.workspace import Workspace
 from clipkit.functional._products import positive_logits
 from clipkit.parallel import Layout, gather_rows, logaddexp_over_ranks
 
 
 def log_sum_exps_over_ranks(
-    x: Tensor, all_y: Tensor, scale: Tensor, layout: Layout, *, diagonal: int | None, backend: str
+    x: Tensor,
+    all_y: Tensor,
+    scale: Tensor,
+    layout: Layout,
+    *,
+    diagonal: int | None,
+    backend: str,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`clipkit.engine.sweeps.log_sum_exps` of this rank's rows [n], and of all columns over every rank's rows [N]."""
-    rows, columns = sweeps.log_sum_exps(x, all_y, scale, diagonal=diagonal, backend=backend)
+    rows, columns = sweeps.log_sum_exps(x, all_y, scale, diagonal=diagonal, workspace=workspace, backend=backend)
     return rows, logaddexp_over_ranks(columns, layout)
 
 
@@ -40,9 +48,20 @@ class Margins(NamedTuple):
     column_lse: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, all_y: Tensor, scale: Tensor, layout: Layout, backend: str) -> Margins:
+    def of(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        all_y: Tensor,
+        scale: Tensor,
+        layout: Layout,
+        backend: str,
+        workspace: Workspace | None = None,
+    ) -> Margins:
         """Margins of this rank's rows `x`, `y` [n, d] against the whole batch, `all_y` [N, d] being every rank's y."""
-        rows, columns = log_sum_exps_over_ranks(x, all_y, scale, layout, diagonal=layout.start, backend=backend)
+        rows, columns = log_sum_exps_over_ranks(
+            x, all_y, scale, layout, diagonal=layout.start, backend=backend, workspace=workspace
+        )
         columns = columns[layout.mine]
         positive = positive_logits(x, y, scale)
         return cls(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipkit.engine import sweeps
 from clipkit.engine.precision import accumulation, row_chunks, widen
+from clipkit.engine.workspace import Workspace
 from clipkit.functional._ops import Gradients, only_wanted
 from clipkit.parallel import Layout, scatter_sum_rows, sum_over_ranks
 
@@ -59,6 +60,7 @@ class Products:
         diagonal_weight: Tensor,
         wants: Sequence[bool],
         backend: str,
+        workspace: Workspace | None = None,
     ) -> Products:
         """Of `clipkit.engine.sweeps.exponential_products`: `all_y` [N, d] is every rank's y, positives are `x`'s own
         rows.
@@ -74,6 +76,7 @@ class Products:
             diagonal_weight=diagonal_weight,
             want_x=want_x,
             want_y=want_y,
+            workspace=workspace,
             backend=backend,
         )
         return cls.collect(*products, layout)

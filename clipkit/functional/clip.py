@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from clipkit.engine.precision import accumulation, softplus, widen
-from clipkit.functional._checks import agree, as_scalar, check_fraction, check_pair, common_type
+from clipkit.engine.workspace import Workspace
+from clipkit.functional._checks import agree, as_scalar, check_bytes, check_fraction, check_pair, common_type
 from clipkit.functional._margins import Margins
 from clipkit.functional._ops import fake_gradients, loss_op, nothing, register_gradients, shared, wanted
 from clipkit.functional._products import Products
@@ -33,6 +34,7 @@ def clip_loss(
     logit_scale: Tensor | float,
     *,
     label_smoothing: float = 0.0,
+    workspace: int | None = None,
     group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -43,6 +45,10 @@ def clip_loss(
         text_features: [n, d], row i belonging to image i. Ranks may hold different n, and none.
         logit_scale: the multiplier of the inner products (already exponentiated): a float, a 0-D or a [1] tensor.
         label_smoothing: ε in [0, 1]; ε/N of the target mass goes to every pair, the positive included.
+        workspace: bytes that the call may take, for as long as it runs, to keep the logits between their two uses:
+            4·n·N, n pairs of this rank and N of all (8·n·N for float64). Where they fit, one matrix product of four is
+            saved; where they do not, or the backend would not gain by it, nothing is kept. Results are the same. None
+            and 0 keep nothing.
         group: the process group that shares the batch; None for this process alone.
         backend: the engine's backend by name; None for the device's default (`clipkit doctor` prints it).
 
@@ -60,10 +66,12 @@ def clip_loss(
     with announced(name):
         check_pair(image_features=image_features, text_features=text_features)
         check_fraction("label_smoothing", label_smoothing, low=0.0, high=1.0)
+        check_bytes("workspace", workspace)
         image, text = common_type(image_features, text_features)
         scale = as_scalar("logit_scale", logit_scale, image)
     wants = wanted(image, text, scale)
-    return shared(_clip(image, text, scale, float(label_smoothing), wants, name, backend or "")[0], name)
+    options = (float(label_smoothing), workspace or 0, wants, name, backend or "")
+    return shared(_clip(image, text, scale, *options)[0], name)
 
 
 @loss_op("clip")
@@ -72,6 +80,7 @@ def _clip(
     text: Tensor,
     scale: Tensor,
     label_smoothing: float,
+    workspace: int,
     wants: Sequence[bool],
     group: str,
     backend: str,
@@ -79,7 +88,8 @@ def _clip(
     """(loss, unit gradients of image, text and scale)."""
     layout = agree(image, group, "clip_loss", label_smoothing, wants=wants, backend=backend)
     all_text = gather_rows(text, layout)
-    margins = Margins.of(image, text, all_text, scale, layout, backend)
+    kept = Workspace(workspace if any(layout.wants) else 0)
+    margins = Margins.of(image, text, all_text, scale, layout, backend, kept)
     losses = softplus(margins.row) + softplus(margins.column)
     loss = sum_over_ranks(losses.sum(), layout) / (2 * layout.total)
     smoothing = _Smoothing.of(image, text, label_smoothing, layout) if label_smoothing else None
@@ -97,6 +107,7 @@ def _clip(
         diagonal_weight=-(torch.sigmoid(margins.row) + torch.sigmoid(margins.column)),
         wants=layout.wants,
         backend=backend,
+        workspace=kept,
     )
     if smoothing:
         smoothing.add_to(products, image, text)
@@ -109,6 +120,7 @@ def _(
     text: Tensor,
     scale: Tensor,
     label_smoothing: float,
+    workspace: int,
     wants: Sequence[bool],
     group: str,
     backend: str,

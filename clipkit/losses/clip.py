@@ -18,7 +18,7 @@ class ClipLoss(HostLoss):
         local_loss, gather_with_grad, cache_labels, use_horovod: open_clip's choices between right and wrong gradients,
             and its caches. Accepted, kept as attributes, without effect: there is one mode, and it is exact.
         rank, world_size: accepted; the batch is shared by the process group.
-        label_smoothing: as in `clipkit.clip_loss`.
+        label_smoothing, workspace: as in `clipkit.clip_loss`.
         group: the process group that shares the batch; None for the world once torch.distributed is initialised.
         backend: the engine's backend by name; None for the device's default.
     """
@@ -33,6 +33,7 @@ class ClipLoss(HostLoss):
         use_horovod: bool = False,
         *,
         label_smoothing: float = 0.0,
+        workspace: int | None = None,
         group: ProcessGroup | None = None,
         backend: str | None = None,
     ) -> None:
@@ -42,6 +43,7 @@ class ClipLoss(HostLoss):
         self.cache_labels = cache_labels
         self.use_horovod = use_horovod
         self.label_smoothing = label_smoothing
+        self.workspace = workspace
 
     def forward(
         self,
@@ -65,6 +67,7 @@ class ClipLoss(HostLoss):
             text_features,
             logit_scale,
             label_smoothing=self.label_smoothing,
+            workspace=self.workspace,
             group=self.ranks(),
             backend=self.backend,
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from clipkit.engine.cpu_backend.compiled import compiled
 from clipkit.engine.cpu_backend.passes import RunningSums, at, fp32_zeros, tile_of
 from clipkit.engine.cpu_backend.products import Bf16Products, products_of
-from clipkit.engine.cpu_backend.tiles import LINES, over_tiles, whole
+from clipkit.engine.cpu_backend.tiles import LINES, over_tiles, tile_in, whole
 from clipkit.engine.precision import softplus, widen
 
 _SLAB_BYTES = 32 << 20
@@ -117,9 +117,8 @@ class _Slabs:
             self._rounding.add_positives(self._labels, self._weight, self.g_y, self.gt_x)
 
     def _tile(self, rows: slice, columns: slice) -> Tensor:
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        begin = rows.start % self.height * self._width + shape[0] * columns.start
-        return self._kept[begin : begin + shape[0] * shape[1]].view(shape)
+        slab = rows.start - rows.start % self.height
+        return tile_in(self._kept, slice(rows.start - slab, rows.stop - slab), columns, self._width)
 
 
 class _Margins(NamedTuple):

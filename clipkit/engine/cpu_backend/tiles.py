@@ -57,6 +57,15 @@ def over_tiles(area: tuple[slice, slice], work: Work[T], *, like: Tensor, buffer
     return [turns.results[tile] for tile in range(len(order))]
 
 
+def tile_in(memory: Tensor, rows: slice, columns: slice, width: int) -> Tensor:
+    """A tile's own part of memory for all tiles of rows of `width` columns, contiguous: band after band of rows, and in
+    a band tile after tile.
+    """
+    shape = (rows.stop - rows.start, columns.stop - columns.start)
+    begin = rows.start * width + shape[0] * columns.start
+    return memory[begin : begin + shape[0] * shape[1]].view(shape)
+
+
 def _cuts(lines: slice) -> list[slice]:
     count = lines.stop - lines.start
     step = -(-count // (_ABREAST * LINES)) * LINES

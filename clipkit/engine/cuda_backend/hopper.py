@@ -14,6 +14,7 @@ from torch import Tensor
 from clipkit.engine import torch_backend
 from clipkit.engine.cuda_backend.finaliser import Suspects, carry_partials, merge_partials, repair_lines
 from clipkit.engine.cuda_backend.library import native, stream_for
+from clipkit.engine.workspace import Workspace
 
 WORKSPACE_BYTES = 64 << 20
 _TILE_COLUMNS = 256
@@ -46,8 +47,10 @@ Launch = Callable[[Form, range, int, Partials], None]
 """(form, rows, pairs_per_item, partials to fill): the sweep over some rows of S, the form's diagonal meant for all."""
 
 
-def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
-    """See `clipkit.engine.sweeps.log_sum_exps`."""
+def log_sum_exps(
+    x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, workspace: Workspace | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `clipkit.engine.sweeps.log_sum_exps`; nothing is kept."""
     clusters = _clusters(x)
     if clusters == 0 or x.dtype not in (torch.float16, torch.bfloat16):
         return torch_backend.log_sum_exps(x, y, scale, diagonal=diagonal)

@@ -7,15 +7,22 @@ import torch
 from torch import Tensor
 
 from clipkit.engine.torch_backend.tiles import Form, positives
+from clipkit.engine.workspace import Workspace
 
 
-def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
+def log_sum_exps(
+    x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, workspace: Workspace | None = None
+) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.sweeps.log_sum_exps`."""
     form = Form.of(x, y, scale)
     row_lse = form.x.new_empty(x.shape[0])
     column_lse = form.x.new_full((y.shape[0],), -torch.inf)
+    kept = None if workspace is None else workspace.keep(len(x), len(y), x)
     for rows in form.blocks():
-        tile = form.logits(rows)
+        if kept is None:
+            tile = form.logits(rows)
+        else:
+            tile = form.products(rows, out=kept.view(len(x), len(y))[rows]) * form.scale
         if diagonal is not None:
             positives(tile, rows, diagonal).fill_(-torch.inf)
         row_lse[rows] = torch.logsumexp(tile, dim=1)
@@ -53,6 +60,7 @@ def exponential_products(
     diagonal_weight: Tensor,
     want_x: bool,
     want_y: bool,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `clipkit.engine.sweeps.exponential_products`."""
     form = Form.of(x, y, scale)
@@ -60,8 +68,9 @@ def exponential_products(
     column_factor = form.scale if column_scale is None else form.scale * column_scale
     g_y = torch.empty_like(form.x) if want_x else None
     gt_x = torch.zeros_like(form.y) if want_y else None
+    kept = None if workspace is None else workspace.take()
     for rows in form.blocks():
-        tile = form.products(rows)
+        tile = form.products(rows) if kept is None else kept.view(len(x), len(y))[rows]
         down = None if column_offset is None else (tile * column_factor).sub_(column_offset).exp_()
         weights = down
         if row_offset is not None:

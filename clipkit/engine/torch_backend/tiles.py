@@ -41,9 +41,9 @@ class Form:
         """Both towers widened once; O((n + m)·d) memory, and nothing at all for fp32 and float64 inputs."""
         return cls(widen(x), widen(y), scale.to(accumulation(x)))
 
-    def products(self, rows: slice) -> Tensor:
+    def products(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """The tile <x_i, y_j> of `rows`, not yet scaled."""
-        return torch.mm(self.x[rows], self.y.T)
+        return torch.mm(self.x[rows], self.y.T, out=out)
 
     def logits(self, rows: slice) -> Tensor:
         """The tile S[rows, :]; the scale multiplies the fp32 product, never an operand."""

@@ -6,10 +6,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipkit.engine.triton_backend.settings import product_precision
+from clipkit.engine.workspace import Workspace
 
 
-def log_sum_exps(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
-    """See `clipkit.engine.sweeps.log_sum_exps`."""
+def log_sum_exps(
+    x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, workspace: Workspace | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `clipkit.engine.sweeps.log_sum_exps`; nothing is kept."""
     from clipkit.kernels.row_col_lse import row_col_lse
 
     return row_col_lse(x, y, scale, diagonal=diagonal, precision=product_precision())
@@ -35,6 +38,7 @@ def exponential_products(
     diagonal_weight: Tensor,
     want_x: bool,
     want_y: bool,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `clipkit.engine.sweeps.exponential_products`."""
     from clipkit.kernels import exponential_products as kernel
