@@ -10,6 +10,7 @@ that slows down as it warms meets all alike. Without --write the row is printed 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import re
 import statistics
@@ -88,7 +89,7 @@ def with_row(table: str, row: Row, remark: str) -> str:
     order = {
         index: (int(found[1]), ANY if found[4] == "ANY" else int(found[4]))
         for index, line in enumerate(lines)
-        if (found := re.match(r'    Row\((\d+), "(\w+)", (\d+), (\w+),', line))
+        if (found := re.match(r'    Row\((\d+), "([\w ]+)", (\d+), (\w+),', line))
         and (found[2], int(found[3])) == (row.kind, row.bits)
     }
     place = (row.capability, row.widest)
@@ -114,18 +115,23 @@ def launch_of(kind: str, dtype: torch.dtype, rows: int, columns: int, width: int
     return _SWEEPS[kind](tower(rows), tower(columns), torch.tensor([50.0], device="cuda"))
 
 
-def _statistics(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+def _statistics(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, *, keep: bool = False) -> Launch:
+    from .form import Form
+    from .kept import unwritten
     from .row_col_lse import row_col_lse
 
-    return lambda tile: row_col_lse(x, y, scale, config=tile)
+    kept = unwritten(Form.of(x, y, scale), len(x)) if keep else None
+    return lambda tile: row_col_lse(x, y, scale, kept=kept, config=tile)
 
 
-def _rows(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+def _rows(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, *, keep: bool = False) -> Launch:
     from .form import Form, Own
+    from .kept import unwritten
     from .row_statistics import row_lse
 
     form, own = Form.of(x, y, scale), Own("labels", labels=torch.arange(len(x), device=x.device))
-    return lambda tile: row_lse(form, own, config=tile)
+    kept = unwritten(form, len(x)) if keep else None
+    return lambda tile: row_lse(form, own, kept=kept, config=tile)
 
 
 def _anchors(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
@@ -141,6 +147,26 @@ def _gradient(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
     row, column = row_col_lse(x, y, scale)
     return lambda tile: exponential_products(
         x, y, scale, row_offset=row, column_offset=column, own_weight=row, want_y=False, config=tile
+    )
+
+
+def _scaled_gradient(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+    from .exponential_products import exponential_products
+    from .row_col_lse import row_col_lse
+
+    row, column = row_col_lse(x, y, scale)
+    row_scale, column_scale = torch.ones_like(row), torch.ones_like(column)
+    return lambda tile: exponential_products(
+        x,
+        y,
+        scale,
+        row_offset=row,
+        column_offset=column,
+        row_scale=row_scale,
+        column_scale=column_scale,
+        own_weight=row,
+        want_y=False,
+        config=tile,
     )
 
 
@@ -177,9 +203,12 @@ def _curvature(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
 
 _SWEEPS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Launch]] = {
     "statistics": _statistics,
+    "kept statistics": functools.partial(_statistics, keep=True),
     "rows": _rows,
+    "kept rows": functools.partial(_rows, keep=True),
     "anchors": _anchors,
     "gradient": _gradient,
+    "scaled gradient": _scaled_gradient,
     "sigmoid": _sigmoid,
     "pair": _pair,
     "curvature": _curvature,

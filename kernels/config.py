@@ -36,12 +36,16 @@ class Row:
     tile: TileConfig
 
 
-# Accumulators (fp32 tiles of BLOCK_M x BLOCK_N) that a program of each kind holds at once.
+# Accumulators (fp32 tiles of BLOCK_M x BLOCK_N) that a program of each kind holds at once. Statistics that keep the
+# products, and those of anchors, which weigh them, hold them beside the logits.
 KINDS: dict[str, int] = {
     "statistics": 1,
+    "kept statistics": 2,
     "rows": 1,
+    "kept rows": 2,
     "anchors": 2,
     "gradient": 1,
+    "scaled gradient": 1,
     "sigmoid": 1,
     "pair": 2,
     "curvature": 3,
@@ -51,10 +55,20 @@ KINDS: dict[str, int] = {
 INTERPRETER_CONFIG = TileConfig(64, 64, 32, warps=4, stages=1, group=2)
 
 
-def tile_for(kind: str, device: torch.device, dtype: torch.dtype, width: int) -> TileConfig:
-    """The tile of a kernel kind on a device, for inputs of a dtype and features `width` wide."""
+def tile_for(kind: str, device: torch.device, dtype: torch.dtype, width: int, *, aligned: bool = True) -> TileConfig:
+    """The tile of a kernel kind on a device, for inputs of a dtype and features `width` wide; `aligned` as in
+    `best_tile`.
+    """
     capability = capability_of(device)
-    return INTERPRETER_CONFIG if capability is None else best_row(kind, capability, 8 * dtype.itemsize, width).tile
+    return INTERPRETER_CONFIG if capability is None else best_tile(kind, capability, 8 * dtype.itemsize, width, aligned)
+
+
+def best_tile(kind: str, capability: int, bits: int, width: int, aligned: bool) -> TileConfig:
+    """The tile of the best row; where not all rows of features are `aligned` to 16 elements, the one for such."""
+    from .tile_table import UNALIGNED
+
+    unaligned = None if aligned else UNALIGNED.get((kind, bits))
+    return unaligned or best_row(kind, capability, bits, width).tile
 
 
 def best_row(kind: str, capability: int, bits: int, width: int) -> Row:

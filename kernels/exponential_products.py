@@ -74,7 +74,7 @@ def exponential_products(
     form = Form.of(x, y, scale, precision)
     own = Own("diagonal", diagonal) if labels is None else Own("labels", labels=labels)
     terms = Terms(row_offset, column_offset, row_scale, column_scale, own_weight).contiguous()
-    tile = config or form.tile_for("gradient")
+    tile = config or form.tile_for("gradient" if column_scale is None else "scaled gradient")
 
     def write_weights(rows: slice, weights: torch.Tensor) -> None:
         parts = (form.band(rows.start, rows.stop), own.band(rows.start, rows.stop), terms.band(rows))

@@ -54,7 +54,15 @@ class Form(NamedTuple):
 
     def tile_for(self, kind: str) -> TileConfig:
         """The tile that a kind of kernel has for these operands."""
-        return tile_for(kind, self.x.device, self.x.dtype, self.x.shape[1])
+        return tile_for(kind, self.x.device, self.x.dtype, self.x.shape[1], aligned=self.aligned)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether triton knows that every row of features begins on 16 bytes, and that loads need no mask for single
+        elements.
+        """
+        numbers = [self.x.shape[1]] + [n for t in (self.x, self.y) for n in (t.stride(0), t.data_ptr())]
+        return all(number % 16 == 0 for number in numbers)
 
     def arguments(self) -> tuple[Any, ...]:
         """(x, y, scale, rows, columns, x_stride, y_stride): how the argument list of every sweep kernel begins."""

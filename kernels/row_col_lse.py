@@ -47,7 +47,8 @@ def row_col_lse(
     rows, columns = _Lines.of(form.rows, form), _Lines.of(form.columns, form)
     if form.rows and form.columns:
         with on_device_of(x):
-            _swept(form, own, rows, columns, kept, config or form.tile_for("statistics"), stack, workspace_bytes)
+            config = config or form.tile_for("statistics" if kept is None else "kept statistics")
+            _swept(form, own, rows, columns, kept, config, stack, workspace_bytes)
     return rows.lse, columns.lse
 
 

@@ -13,6 +13,10 @@ from .row_sweep import row_sweep
 FEWEST_PROGRAMS = 2048
 """A card wants sixteen programs a multiprocessor or so, or the last ones idle it."""
 
+REPAIR_REGISTERS = 128
+"""Left to itself the assembler gives the repair 72 to 96 registers and puts two values into local memory, for the sake
+of more blocks on a multiprocessor than it ever has."""
+
 
 def row_lse(
     form: Form, own: Own, *, kept: torch.Tensor | None = None, config: TileConfig | None = None
@@ -58,7 +62,7 @@ def _swept(
     if form.rows == 0 or form.columns == 0:
         lse = torch.full((form.rows,), -torch.inf, dtype=torch.float32, device=form.x.device)
         return lse, torch.zeros_like(lse)
-    config = config or form.tile_for("anchors" if want_means else "rows")
+    config = config or form.tile_for("anchors" if want_means else "rows" if kept is None else "kept rows")
     column_tiles = triton.cdiv(form.columns, config.block_n)
     parts = parts or triton.cdiv(FEWEST_PROGRAMS, triton.cdiv(form.rows, config.block_m))
     stretch = triton.cdiv(column_tiles, min(parts, column_tiles))
@@ -85,6 +89,7 @@ def sweep_rows(
 ) -> None:
     """Launch row_sweep (see there) for whole rows, `stretch` column tiles a program."""
     parts = triton.cdiv(triton.cdiv(form.columns, config.block_n), stretch)
+    limit = {} if suspect is None else {"maxnreg": REPAIR_REGISTERS}
     row_sweep[(parts * triton.cdiv(form.rows, config.block_m),)](
         *form.arguments(),
         *own.arguments(form),
@@ -98,6 +103,7 @@ def sweep_rows(
         log_sums if kept is None else kept,
         0 if kept is None else kept.stride(0),
         **form.constants(config),
+        **limit,
         OWN=own.kind,
         SCALED=row_scale is not None,
         SUSPECTS=suspect is not None,
