@@ -23,7 +23,16 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 # A run that changed one of these would not be the same run: other data order, other objective, other weights.
-_FIXED = ("train.global_batch", "train.seed", "model.name", "model.overrides", "recipe.name", "loss.name", "optim.name")
+_FIXED = (
+    "train.global_batch",
+    "train.seed",
+    "model.name",
+    "model.overrides",
+    "recipe.name",
+    "recipe.options.version",
+    "loss.name",
+    "optim.name",
+)
 
 
 @dataclass

@@ -99,6 +99,12 @@ def test_a_checkpoint_of_other_data_is_refused_with_the_reason(straight, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_checkpoint_of_another_version_is_refused_with_the_reason(straight, data, tmp_path):
+    version, out = straight
+    with pytest.raises(ValueError, match=rf"recipe.options.version: got 'v1', while .* made with '{version}'"):
+        run_alone(tree(data, tmp_path / "run", version, {"version": "v1"}), resume=str(out))
+
+
 def make_step(tmp_path, version, *, accumulation=1, precision="fp64"):
     settings = tree(tmp_path, tmp_path / "run", version, accumulation=accumulation)
     settings["train"]["precision"] = precision
