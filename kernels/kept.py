@@ -26,15 +26,10 @@ and 2.7 to move), but beyond 80 for fp32 in full precision (at 512, 17 ps to com
 """
 
 
-def keeping_pays(form: Form) -> bool:
-    """Whether S takes longer to compute than to write and read."""
-    kind = form.precision if form.x.dtype == torch.float32 else "16 bit"
-    return 2 * form.x.shape[1] > KEPT_BYTES * FLOPS_PER_BYTE[kind]
-
-
-def kept_bytes(rows: int, columns: int) -> int:
-    """Memory of kept products."""
-    return 4 * rows * pitch(columns, torch.float32)
+def keeping_pays(features: torch.Tensor, precision: str) -> bool:
+    """Whether S of such features takes longer to compute than to write and read."""
+    kind = precision if features.dtype == torch.float32 else "16 bit"
+    return 2 * features.shape[1] > KEPT_BYTES * FLOPS_PER_BYTE[kind]
 
 
 def unwritten(form: Form, rows: int) -> torch.Tensor:

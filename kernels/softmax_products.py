@@ -36,7 +36,7 @@ def softmax_products(
     """
     form, own = Form.of(x, y, scale, precision), Own("labels", labels=labels)
     # A third of the rows fit when 16-bit weights lie beside their fp32 products, and Gᵀ X pays for every wave.
-    if want_x and keeping_pays(form) and (not want_y or x.dtype == torch.float32):
+    if want_x and keeping_pays(x, precision) and (not want_y or x.dtype == torch.float32):
         return _from_kept(form, own, positive, want_y, workspace_bytes)
     negatives = row_lse(form, own)
     if not (want_x or want_y):

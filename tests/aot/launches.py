@@ -100,11 +100,8 @@ class _Inputs:
 
     @property
     def kept(self) -> torch.Tensor:
-        """Memory for S."""
-        from clipkit.kernels.form import Form
-        from clipkit.kernels.kept import unwritten
-
-        return unwritten(Form.of(self.x, self.y, self.scale), len(self.x))
+        """Memory for S, without gaps as the engine's workspace has it."""
+        return torch.empty(len(self.x), len(self.y), device="meta")
 
 
 def _statistics(given: _Inputs, **options: Any) -> None:

@@ -78,9 +78,23 @@ KEEPS, COMPUTES_AGAIN = 0, 1e9
 
 def keeping_pays(dtype, width, precision="ieee"):
     from clipkit.kernels import kept
-    from clipkit.kernels.form import Form
 
-    return kept.keeping_pays(Form.of(*(torch.empty(2, width, dtype=dtype) for _ in range(2)), 1.0, precision))
+    return kept.keeping_pays(torch.empty(2, width, dtype=dtype), precision)
+
+
+def clip(dtype, width, workspace):
+    """(loss, gradients of the towers) with so many bytes for S, and whether the weights were made of what was kept."""
+    from clipkit.kernels import exponential_products
+
+    from clipkit.functional import clip_loss
+
+    x, y, scale = cases.towers("learned", 70, 70, width, dtype)
+    x, y = x.requires_grad_(), y.requires_grad_()
+    write = exponential_products.write_exponential_weights
+    with mock.patch.object(exponential_products, "write_exponential_weights", wraps=write) as spy:
+        loss = clip_loss(x, y, scale, workspace=workspace, backend="triton")
+    loss.backward()
+    return loss.detach(), x.grad, y.grad, {call.args[-1] is not None for call in spy.call_args_list}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -131,6 +145,18 @@ def test_a_nan_poisons_its_own_row_of_kept_logits(pool):
     arguments["x"][66, 0] = torch.nan
     _, g_y = worker.in_worker(pool, cases.results, "softmax_sweep", arguments)
     assert g_y.isnan().any(1).nonzero().flatten().tolist() == [66]
+
+
+@pytest.mark.parametrize("dtype, width", [(torch.float32, 96), (torch.float16, 1100)])
+def test_clip_loss_keeps_its_logits_where_they_fit_the_workspace(pool, dtype, width):
+    size = 4 * 70 * 70
+    *kept, was_kept = worker.in_worker(pool, clip, dtype, width, size)
+    *computed, too_small = worker.in_worker(pool, clip, dtype, width, size - 1)
+    assert (was_kept, too_small) == ({True}, {False})
+    for one, other in zip(kept, computed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3 if dtype == torch.float16 else 1e-5, atol=1e-7)
+    *_, in_narrow = worker.in_worker(pool, clip, dtype, 64, size)
+    assert in_narrow == {False}
 
 
 def test_logits_are_kept_where_moving_them_is_faster_than_computing_them(pool):

@@ -12,10 +12,17 @@ from clipkit.engine.workspace import Workspace
 def log_sum_exps(
     x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None, workspace: Workspace | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See `clipkit.engine.sweeps.log_sum_exps`; nothing is kept."""
+    """See `clipkit.engine.sweeps.log_sum_exps`; products are kept where kernels/kept.py says that it pays."""
+    from clipkit.kernels.kept import keeping_pays
     from clipkit.kernels.row_col_lse import row_col_lse
 
-    return row_col_lse(x, y, scale, diagonal=diagonal, precision=product_precision())
+    precision = product_precision()
+    kept = workspace.keep(len(x), len(y), x) if workspace is not None and keeping_pays(x, precision) else None
+    return row_col_lse(x, y, scale, diagonal=diagonal, kept=_as_matrix(kept, x, y), precision=precision)
+
+
+def _as_matrix(kept: Tensor | None, x: Tensor, y: Tensor) -> Tensor | None:
+    return None if kept is None else kept.view(len(x), len(y))
 
 
 def anchor_statistics(x: Tensor, y: Tensor, scale: Tensor, *, diagonal: int | None) -> tuple[Tensor, Tensor]:
@@ -55,5 +62,6 @@ def exponential_products(
         diagonal=diagonal,
         want_x=want_x,
         want_y=want_y,
+        kept=_as_matrix(None if workspace is None else workspace.take(), x, y),
         precision=product_precision(),
     )
