@@ -117,7 +117,7 @@ def passes() -> dict[str, Callable[[], object]]:
         "sigmoid": calling("tile_sigmoid", bias, offsets, lines, 0, sums),
         "divergence": calling("tile_divergence", tiles[1], 20.0, lse, lse, lse, lse),
         "curvature sums": calling("tile_curvature_sums", *second_order, sums, sums),
-        "curvature weights": calling("tile_curvature_weights", *second_order, zeros, zeros, lines, 0, zeros, zeros),
+        "curvature weights": calling("tile_curvature_weights", *second_order, zeros, zeros, lines, 0, *[zeros] * 3),
     }
 
 

@@ -117,13 +117,15 @@ void tile_curvature_sums(const TileArguments& given, Address along_rows, Address
 }
 
 void tile_curvature_weights(const TileArguments& given, Address along_rows, Address along_columns, Address row_lse, Address column_lse,
-                            Address row_mean, Address column_mean, Address positive, int64_t first, Address row_miss, Address column_miss) {
+                            Address row_mean, Address column_mean, Address positive, int64_t first, Address row_miss, Address column_miss,
+                            Address positive_weight) {
   const CurvatureWeights work{curvature(given, along_rows, along_columns, row_lse, column_lse),
                               {optional<const int64_t>(positive), first},
                               given.of_rows<const float>(row_mean, "row_mean"),
                               given.of_columns<const float>(column_mean, "column_mean"),
                               given.of_rows<const float>(row_miss, "row_miss"),
-                              given.of_rows<const float>(column_miss, "column_miss")};
+                              given.of_rows<const float>(column_miss, "column_miss"),
+                              given.of_rows<const float>(positive_weight, "positive_weight")};
   py::gil_scoped_release release;
   passes().curvature_weights(work);
 }
@@ -173,7 +175,7 @@ void bind_cpu(py::module_& module) {
              "Add P R along rows and Q R' down columns to float64 sums.");
   module.def("tile_curvature_weights", &tile_curvature_weights, py::arg("tile"), py::arg("along_rows"), py::arg("along_columns"),
              py::arg("row_lse"), py::arg("column_lse"), py::arg("row_mean"), py::arg("column_mean"), py::arg("positive"), py::arg("first"),
-             py::arg("row_miss"), py::arg("column_miss"),
+             py::arg("row_miss"), py::arg("column_miss"), py::arg("positive_weight"),
              "Overwrite S, R and R' by P - I, the Hessian-vector weights and Q - I (or S by P + Q - 2I where R' is R).");
 }
 

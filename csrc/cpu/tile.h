@@ -114,8 +114,9 @@ struct CurvatureWeights {
   Positives positives;
   const float* row_mean;
   const float* column_mean;
-  const float* row_miss;     // 1 - P_ii
-  const float* column_miss;  // [rows]: 1 - Q of the row's positive
+  const float* row_miss;         // 1 - P_ii
+  const float* column_miss;      // [rows]: 1 - Q of the row's positive
+  const float* positive_weight;  // [rows]: M there
 };
 
 // One set of passes per instruction set.

@@ -57,11 +57,12 @@ CLIPKIT_INLINE void tile_curvature_weights_of(const CurvatureWeights& work) {
       lanes.store(line.logits + j, kOneDirection ? p + q : p);
       if (!kOneDirection) lanes.store(line.along_columns + j, q);
     });
-    // P - I and Q - I are differences near zero there, known exactly from the margins.
+    // P - I, Q - I and M are differences near zero there, known exactly from the margins.
     const int64_t j = positive_of(work.positives, i, tile.columns);
     if (j < 0) continue;
     line.logits[j] = kOneDirection ? -(work.row_miss[i] + work.column_miss[i]) : -work.row_miss[i];
     if (!kOneDirection) line.along_columns[j] = -work.column_miss[i];
+    line.along_rows[j] = work.positive_weight[i];
   }
 }
 

@@ -63,11 +63,9 @@ def curvature_products(
 
     def work(rows: slice, columns: slice, *tiles: Tensor) -> None:
         arguments = form.tiles(rows, columns, *tiles)
-        means, misses = (*at(rows, row_mean), *at(columns, column_mean)), at(rows, row_miss, column_miss)
-        compiled().tile_curvature_weights(*arguments, *means, *at(rows, positive), columns.start, *misses)
-        entries = positives(tiles[1], rows, diagonal - columns.start)
-        first = max(0, columns.start - diagonal - rows.start)
-        entries.copy_(positive_weight[rows][first : first + entries.shape[0]])
+        means = (*at(rows, row_mean), *at(columns, column_mean))
+        own = (*at(rows, positive), columns.start, *at(rows, row_miss, column_miss, positive_weight))
+        compiled().tile_curvature_weights(*arguments, *means, *own)
         form.products.add_to_rows(tiles[1], rows, columns, out_x)
         form.products.add_to_columns(tiles[1], rows, columns, out_y)
         for move, weights in zip(form.moves, (tiles[0], tiles[2]), strict=False):
