@@ -55,7 +55,8 @@ class SampleTable:
             placement: "replicated" (the whole table on every rank), "sharded" (each rank a block), or "auto":
                 replicated up to REPLICATED_BYTES. One rank alone holds everything: that is called "replicated".
             group: the ranks that share the table; None for this process alone.
-            device: where this rank's part lives, torch's default device if None.
+            device: where this rank's part lives; if None torch's default device, or the accelerator where the group of
+                a sharded table carries nothing else (NCCL alone).
 
         Raises:
             TypeError, ValueError: an argument is not as described, or the group has no backend for the device.
@@ -69,6 +70,8 @@ class SampleTable:
         self.placement: Literal["replicated", "sharded"] = "replicated" if replicated else "sharded"
         start, stop = (0, num_samples) if replicated else _block(num_samples, group)
         self._start = start
+        if device is None and not replicated:
+            device = _home(group)
         self._rows = torch.empty(stop - start, self.columns, dtype=torch.float32, device=device)
         self._rows.copy_(torch.tensor(initial, dtype=torch.float32))
         if not replicated:
@@ -254,18 +257,30 @@ def check_table(num_samples: int, initial: Sequence[float], placement: str) -> N
         raise value_error("placement", got=repr(placement), want=want, fix="leave it out to choose by size")
 
 
-def _check_backend(group: ProcessGroup | None, device: torch.device) -> None:
-    """Complain where the group cannot carry the table's tensors."""
+def _home(group: ProcessGroup | None) -> torch.device | None:
+    """Where a table goes that nobody has put anywhere, such as one that a checkpoint is read into before any batch."""
+    default = torch.get_default_device()
+    return default if _carries(group, default) else torch.accelerator.current_accelerator()
+
+
+def _carries(group: ProcessGroup | None, device: torch.device) -> bool:
     assert group is not None
     try:
         group._get_backend(device)
     except RuntimeError:
+        return False
+    return True
+
+
+def _check_backend(group: ProcessGroup | None, device: torch.device) -> None:
+    """Complain where the group cannot carry the table's tensors."""
+    if not _carries(group, device):
         raise value_error(
             "device",
             got=f"{device}, for which the process group has no backend",
             want="a device whose tensors the group can send",
             fix="put the table on the device that the group was made for, or make the group with 'cpu:gloo,cuda:nccl'",
-        ) from None
+        )
 
 
 def _described(tensor: Tensor) -> str:

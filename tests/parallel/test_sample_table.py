@@ -91,6 +91,7 @@ def check_on_groups(rank: int) -> None:
                     check_against_a_dictionary(placement, samples, group)
             check_that_mistakes_are_told(group)
             check_the_choice_of_a_placement(group)
+    check_a_group_that_does_not_carry_the_cpu(rank)
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
@@ -142,6 +143,19 @@ def test_alone_a_table_of_any_size_is_whole():
     table = SampleTable(7, INITIAL, placement="sharded")
     assert table.placement == "replicated"
     assert table.bytes == 7 * 4 * len(INITIAL)
+
+
+def check_a_group_that_does_not_carry_the_cpu(rank: int) -> None:
+    """What NCCL alone is on a machine with cards: the accelerator is taken, and without one the reason is told."""
+    group = dist.new_group(backend="cuda:gloo")
+    with pytest.raises(ValueError, match="device: got cpu, for which the process group has no backend"):
+        SampleTable(SAMPLES, INITIAL, placement="sharded", group=group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+        patch.setattr(sample_table, "_check_backend", lambda group, device: None)
+        assert SampleTable(SAMPLES, INITIAL, placement="sharded", group=group).device.type == "meta"
+        assert SampleTable(SAMPLES, INITIAL, placement="sharded", group=dist.group.WORLD).device.type == "cpu"
+        assert SampleTable(SAMPLES, INITIAL, placement="replicated", group=group).device.type == "cpu"
 
 
 def test_gradients_end_at_the_table():
