@@ -72,7 +72,7 @@ class FastCLIPLoss(HostLoss):
             batch can show, or temperatures only ever fall.
         tau_grad: v0 and v3: "exact", or "reference" for the published code, whose pair term is doubled; the published
             ρ belong to that.
-        temperature: v2, isogclr: where individual temperatures begin.
+        temperature: v2, isogclr: where individual temperatures begin, 0.03 if None. The others take logit_scale's.
         tau_lr, tau_betas, tau_eps, tau_min, tau_max, tau_adam: v2, isogclr: how they move; see `TemperatureRule`.
         tau_weight: v2, isogclr: "objective" weighs each anchor by its τ, as the objective does; "reference" does not.
         placement: where the estimates live: "replicated" on all ranks, "sharded" by sample id, or "auto" by size.
@@ -96,7 +96,7 @@ class FastCLIPLoss(HostLoss):
         eps: float = 1e-14,
         rho: float = 6.5,
         tau_grad: Literal["exact", "reference"] = "exact",
-        temperature: float = 0.03,
+        temperature: float | None = None,
         tau_lr: float = 1e-3,
         tau_betas: tuple[float, float] = (0.9, 0.999),
         tau_eps: float = 1e-8,
@@ -125,8 +125,14 @@ class FastCLIPLoss(HostLoss):
         self.tau_grad, self.tau_weight, self.payload, self.placement = tau_grad, tau_weight, payload, placement
         self.temperatures = None
         if self._kind.temperature == "individual":
-            self.temperatures = TemperatureRule(
-                rho, temperature, tau_min, tau_max, tau_lr, tau_betas, tau_eps, adam=tau_adam
+            start = 0.03 if temperature is None else temperature
+            self.temperatures = TemperatureRule(rho, start, tau_min, tau_max, tau_lr, tau_betas, tau_eps, adam=tau_adam)
+        elif temperature is not None:
+            raise value_error(
+                "temperature",
+                got=f"{temperature} for {version}",
+                want="nothing: its temperature is 1 / logit_scale",
+                fix="pass logit_scale=1 / temperature to each call (clipkit train: model.overrides.init_logit_scale)",
             )
         self._initial = [NEVER, NEVER, *(self.temperatures.initial if self.temperatures else [])]
         check_table(num_samples, self._initial, placement)

@@ -62,7 +62,7 @@ def objective(version, image, text, tau):
 def test_when_every_estimate_is_exact_it_is_half_the_objective_and_its_gradient(version):
     image, text = pairs()
     scale, tau0 = scale_leaf(), 0.2
-    loss = make(version, temperature=tau0)
+    loss = make(version, **({"temperature": tau0} if version in INDIVIDUAL else {}))
     value = loss(image, text, scale, IDS)
     value.backward()
     twins = [leaf.detach().clone().requires_grad_() for leaf in (image, text, scale)]
@@ -304,7 +304,7 @@ def test_an_id_twice_in_a_batch_keeps_the_first_of_its_new_estimates():
 def test_gaps_of_two_at_a_high_scale_overflow_nowhere(version, scale):
     image = unit(N, 8, 0, torch.float32)
     text = torch.where(torch.arange(N)[:, None] % 2 == 0, image, -image)  # positives at 1 and -1
-    loss = make(version, eps=1e-14, temperature=0.01)
+    loss = make(version, eps=1e-14, **({"temperature": 0.01} if version in INDIVIDUAL else {}))
     for epoch in (0, 1, 3):
         loss.set_epoch(epoch)
         towers = [image.clone().requires_grad_(), text.clone().requires_grad_()]
@@ -459,6 +459,7 @@ def test_a_state_of_other_data_is_refused_before_anything_is_taken():
         (lambda: make("v2", tau_weight="none"), "tau_weight: got 'none'"),
         (lambda: make("v2", tau_adam="amsgrad"), "tau_adam: got 'amsgrad'"),
         (lambda: make("v2", temperature=2.0), "temperature: got 2.0"),
+        (lambda: make("v1", temperature=0.07), "temperature: got 0.07 for v1; want nothing"),
         (lambda: make("v3", placement="disk"), "placement: got 'disk'"),
         (lambda: make("v3").set_epoch(-1), "epoch: got -1"),
         (lambda: make("v3")(*pairs(), 9.0, IDS[:3]), "sample_ids: got 3 ids"),
