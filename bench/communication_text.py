@@ -56,8 +56,8 @@ both global and equal everywhere.
 
 Against open_clip's exact modes half of the features' bytes are saved, and none is left in the backward. Beside
 `clipkit.clip_loss`, which gathers one tower and reduce-scatters the other's gradient, nothing is saved in bytes:
-FastCLIP's travel before the loss, where the text tower can still hide them (`image_ready`), and its loss ends without
-waiting for anybody. Beside the weights all of it is small.
+of FastCLIP's, half can travel before the loss, where the text tower hides them (`image_ready`; the texts' cannot),
+and no gradient is waited for at the end. Beside the weights all of it is small.
 """
 
 _SHOWN = (
