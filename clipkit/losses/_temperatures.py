@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import value_error
+from clipkit.functional._checks import check_choice, check_fraction
 from clipkit.functional._samples import Samples
 from clipkit.functional.global_contrastive import log_plus
 
@@ -48,9 +50,13 @@ class TemperatureRule:
                 want="0 < tau_min <= temperature <= tau_max",
                 fix="correct temperature, tau_min or tau_max",
             )
-        if self.adam not in ("exact", "reference", "unrooted"):
-            want = "'exact', 'reference' or 'unrooted'"
-            raise value_error("tau_adam", got=repr(self.adam), want=want, fix="leave it out for plain Adam")
+        check_choice("tau_adam", self.adam, ("exact", "reference", "unrooted"))
+        check_fraction("tau_lr", self.rate, low=0.0, high=math.inf)
+        check_fraction("tau_eps", self.eps, low=0.0, high=math.inf, low_open=True)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise value_error(
+                "tau_betas", got=self.betas, want="two numbers in [0, 1)", fix="leave it out for (0.9, 0.999)"
+            )
 
     @property
     def initial(self) -> list[float]:
