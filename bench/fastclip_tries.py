@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import record
 from bench.demo_choices import build_split
-from bench.fastclip import add_common, figures, prepare, run_all, train
+from bench.fastclip import add_common, figures, length, prepare, run_all, train
 from bench.fastclip_methods import METHODS
 
 TESTS = (
@@ -52,8 +52,7 @@ def one_try(folder: Path, method: str, name: str, epochs: int) -> dict[str, Any]
     words = [
         "data.train=data/split/train",
         TESTS,
-        f"train.epochs={epochs}",
-        f"recipe.options.decay_epochs={epochs / 2:g}",
+        *length(epochs),
         *METHODS[method].words(name),
     ]
     out = train(folder, Path("tries") / f"{method}-{list(METHODS[method].tries).index(name)}", words)
