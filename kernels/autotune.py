@@ -89,7 +89,7 @@ def with_row(table: str, row: Row, remark: str) -> str:
     order = {
         index: (int(found[1]), ANY if found[4] == "ANY" else int(found[4]))
         for index, line in enumerate(lines)
-        if (found := re.match(r'    Row\((\d+), "([\w ]+)", (\d+), (\w+),', line))
+        if (found := re.match(r'    Row\((\d+), "([\w -]+)", (\d+), (\w+),', line))
         and (found[2], int(found[3])) == (row.kind, row.bits)
     }
     place = (row.capability, row.widest)
@@ -140,13 +140,14 @@ def _anchors(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
     return lambda tile: anchor_statistics(x, y, scale, diagonal=0, config=tile)
 
 
-def _gradient(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> Launch:
+def _gradient(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, *, one_sided: bool = False) -> Launch:
     from .exponential_products import exponential_products
     from .row_col_lse import row_col_lse
 
     row, column = row_col_lse(x, y, scale)
+    down = None if one_sided else column
     return lambda tile: exponential_products(
-        x, y, scale, row_offset=row, column_offset=column, own_weight=row, want_y=False, config=tile
+        x, y, scale, row_offset=row, column_offset=down, own_weight=row, want_y=False, config=tile
     )
 
 
@@ -208,6 +209,7 @@ _SWEEPS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Launch]]
     "kept rows": functools.partial(_rows, keep=True),
     "anchors": _anchors,
     "gradient": _gradient,
+    "one-sided gradient": functools.partial(_gradient, one_sided=True),
     "scaled gradient": _scaled_gradient,
     "sigmoid": _sigmoid,
     "pair": _pair,

@@ -45,6 +45,7 @@ KINDS: dict[str, int] = {
     "kept rows": 2,
     "anchors": 2,
     "gradient": 1,
+    "one-sided gradient": 1,
     "scaled gradient": 1,
     "sigmoid": 1,
     "pair": 2,

@@ -36,6 +36,13 @@ class Terms(NamedTuple):
             own_weight=self.own_weight[rows],
         )
 
+    @property
+    def kind(self) -> str:
+        """The kind of the kernel in the table of tiles."""
+        if self.row_offset is None or self.column_offset is None:
+            return "one-sided gradient"
+        return "gradient" if self.column_scale is None else "scaled gradient"
+
     def contiguous(self) -> Terms:
         """The same, each vector without gaps."""
         return Terms._make(None if lines is None else lines.contiguous() for lines in self)
@@ -74,7 +81,7 @@ def exponential_products(
     form = Form.of(x, y, scale, precision)
     own = Own("diagonal", diagonal) if labels is None else Own("labels", labels=labels)
     terms = Terms(row_offset, column_offset, row_scale, column_scale, own_weight).contiguous()
-    tile = config or form.tile_for("gradient" if column_scale is None else "scaled gradient")
+    tile = config or form.tile_for(terms.kind)
 
     def write_weights(rows: slice, weights: torch.Tensor) -> None:
         parts = (form.band(rows.start, rows.stop), own.band(rows.start, rows.stop), terms.band(rows))

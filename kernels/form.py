@@ -58,8 +58,8 @@ class Form(NamedTuple):
 
     @property
     def aligned(self) -> bool:
-        """Whether triton knows that every row of features begins on 16 bytes, and that loads need no mask for single
-        elements.
+        """Whether triton knows that every row of features begins on 16 bytes: it asks whether widths, strides and
+        addresses are multiples of 16.
         """
         numbers = [self.x.shape[1]] + [n for t in (self.x, self.y) for n in (t.stride(0), t.data_ptr())]
         return all(number % 16 == 0 for number in numbers)

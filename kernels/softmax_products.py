@@ -67,7 +67,7 @@ def _from_kept(
     negatives = torch.full((form.rows,), -torch.inf, dtype=torch.float32, device=form.x.device)
     g_y = torch.zeros_like(form.x, dtype=torch.float32)
     gt_x = torch.zeros_like(form.y, dtype=torch.float32) if want_y else None
-    tile = form.tile_for("gradient")
+    tile = form.tile_for("one-sided gradient")
     in_place = form.x.dtype == torch.float32
     height = {"block_rows": tile.block_m, "workspace_bytes": workspace_bytes // (1 if in_place else 3)}
     memory = None

@@ -11,8 +11,8 @@ nothing overlaps its epilogue. At widths up to 256 the epilogue takes longer tha
 128 hide one another's (those of one direction: the symmetric weights take 208 registers, and one block). Elsewhere 99
 KB of shared memory, or registers, stop at 128 x 128: the statistics carry column sums from tile to tile, which on
 sm_100 leaves no room for more. A thread of sm_90 needs the offsets and scales of a quarter of its tile's columns: 256 x
-128 has half as many as 128 x 256. One of sm_100 needs those of all columns of its row. Kinds with two and three
-accumulators have as much smaller tiles, and K blocks of 32 where 64 spill.
+128 has half as many as 128 x 256, but more rows, which one side alone does not bear. One of sm_100 needs those of all
+columns of its row. Kinds with two and three accumulators have as much smaller tiles, and K blocks of 32 where 64 spill.
 
 32 bit: the ordinary pipes, whose operands are registers too; K blocks of 16, because the masks of a width that is no
 multiple of 32 took the last registers.
@@ -54,6 +54,11 @@ TABLE: tuple[Row, ...] = (
     Row(100, "gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
     Row(120, "gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(80, "gradient", 32, ANY, TileConfig(64, 128, 16, warps=8, stages=2)),
+    Row(80, "one-sided gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(90, "one-sided gradient", 16, 256, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(90, "one-sided gradient", 16, ANY, TileConfig(128, 256, 64, warps=8, stages=3)),
+    Row(120, "one-sided gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
+    Row(80, "one-sided gradient", 32, ANY, TileConfig(64, 128, 16, warps=8, stages=2)),
     Row(80, "scaled gradient", 16, ANY, TileConfig(128, 128, 64, warps=8, stages=3)),
     Row(100, "scaled gradient", 16, ANY, TileConfig(128, 64, 64, warps=8, stages=3)),
     Row(80, "scaled gradient", 32, ANY, TileConfig(64, 128, 16, warps=8, stages=2)),
@@ -76,8 +81,9 @@ UNALIGNED: dict[tuple[str, int], TileConfig] = {
     ("kept rows", 16): TileConfig(64, 64, 32, warps=8, stages=2),
     ("anchors", 16): TileConfig(64, 128, 32, warps=8, stages=2),
     ("gradient", 16): TileConfig(64, 128, 32, warps=8, stages=2),
+    ("one-sided gradient", 16): TileConfig(64, 128, 32, warps=8, stages=2),
     ("scaled gradient", 16): TileConfig(64, 128, 32, warps=8, stages=2),
     ("sigmoid", 16): TileConfig(64, 64, 32, warps=8, stages=2),
     ("pair", 16): TileConfig(64, 64, 32, warps=8, stages=2),
-    ("pair", 32): TileConfig(64, 32, 16, warps=8, stages=2),
+    ("pair", 32): TileConfig(64, 64, 16, warps=4, stages=2),
 }

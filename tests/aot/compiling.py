@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offline compilation in several processes, with a cache that survives the session; as a program, the whole table.
 
-python -m tests.aot.compiling [--arch 90] [--sweep divergence] > bench/results/offline/triton-3.9.0.txt
+python -m tests.aot.compiling [--arch 90] [--sweep divergence] > table.txt
 """
 
 from __future__ import annotations

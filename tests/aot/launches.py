@@ -103,6 +103,14 @@ class _Inputs:
         """Memory for S, without gaps as the engine's workspace has it."""
         return torch.empty(len(self.x), len(self.y), device="meta")
 
+    @property
+    def kept_wave(self) -> torch.Tensor:
+        """The same of a wave of detached keys, whose rows are aligned."""
+        from clipkit.kernels.form import Form
+        from clipkit.kernels.kept import unwritten
+
+        return unwritten(Form.of(self.x, self.y, self.scale), len(self.x))
+
 
 def _statistics(given: _Inputs, **options: Any) -> None:
     from clipkit.kernels.row_col_lse import row_col_lse
@@ -135,7 +143,7 @@ def _exponential(
         column_scale=given.column if scales and by_column else None,
         own_weight=given.row,
         labels=given.labels if labels else None,
-        kept=given.kept if kept else None,
+        kept=None if not kept else given.kept_wave if labels else given.kept,
     )
 
 
@@ -143,9 +151,8 @@ def _rows_alone(given: _Inputs, *, keep: bool = False) -> None:
     from clipkit.kernels.form import Form, Own
     from clipkit.kernels.row_statistics import row_lse
 
-    row_lse(
-        Form.of(given.x, given.y, given.scale), Own("labels", labels=given.labels), kept=given.kept if keep else None
-    )
+    form, own = Form.of(given.x, given.y, given.scale), Own("labels", labels=given.labels)
+    row_lse(form, own, kept=given.kept_wave if keep else None)
 
 
 def _anchors(given: _Inputs, *, scales: bool) -> None:
