@@ -107,8 +107,9 @@ def check_tile(result, case, tile, threads):
     name, opcodes, constants = result["kernel"], result["opcodes"], result["constants"]
     bits = 32 if case.dtype == "fp32" else 16
     operands = accounting.operand_bytes(tile, bits, case.arch)
-    products = 4 * tile.block_m * tile.block_n if constants.get("KEEP") or constants.get("KEPT") else 0
-    assert result["shared"] <= max(operands, products) + SHARED_BESIDE_OPERANDS
+    wide = bits == 32 or constants.get("KEEP") or constants.get("KEPT")
+    stored = 4 * tile.block_m * tile.block_n if wide else 0
+    assert result["shared"] <= max(operands, stored) + SHARED_BESIDE_OPERANDS
     if constants.get("SUSPECTS"):
         return  # the repair, which has next to nothing to do
     if bits == 16 and not constants.get("KEPT"):
