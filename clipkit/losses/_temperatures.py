@@ -23,7 +23,6 @@ class TemperatureRule:
     """How a sample's two temperatures follow ∂/∂τ of τ [log(ε + g) + ρ].
 
     Attributes:
-        rho: ρ, the radius of the distributionally robust problem: the KL divergence that the temperature aims at.
         start, low, high: where temperatures begin, and their bounds.
         rate, betas, eps: Adam's. One visit an epoch is assumed: the epoch counts its steps.
         most: gradients are clamped to ± this.
@@ -32,7 +31,6 @@ class TemperatureRule:
             divided by v instead of its root, as that code was when its README's rate 0.0133 was written.
     """
 
-    rho: float
     start: float = 0.03
     low: float = 0.01
     high: float = 1.0
@@ -63,12 +61,12 @@ class TemperatureRule:
         """What the columns of a table start with."""
         return [self.start] * 2 + [0.0] * 4
 
-    def gradient(self, samples: Samples, eps: float) -> Tensor:
+    def gradient(self, samples: Samples, eps: float, rho: float) -> Tensor:
         """∂/∂τ of each sample and side [N, 2]: ρ + log(u + ε) - s ∂(g / (u + ε))/∂s, s = 1/τ.
 
         With γ = 1 and ε = 0 it is ρ less the KL divergence of the softmax over negatives from the uniform one.
         """
-        gradient = self.rho + log_plus(samples.log_u, eps) - samples.scales * samples.slopes
+        gradient = rho + log_plus(samples.log_u, eps) - samples.scales * samples.slopes
         return gradient.clamp(-self.most, self.most)
 
     def advance(self, rows: Tensor, gradient: Tensor, epoch: int) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,22 +17,18 @@ from torch.utils.hooks import RemovableHandle
 from clipkit.errors import value_error
 from clipkit.functional._anchors import begin_keys
 from clipkit.functional._checks import as_scalar, check_choice, check_fraction, check_pair, common_type
-from clipkit.functional._samples import Samples
 from clipkit.functional.global_contrastive import Surrogate, log_plus, surrogate
+from clipkit.losses._estimates import Estimates, Proposal
 from clipkit.losses._host import HostLoss, touch
 from clipkit.losses._temperatures import AdamRule, TemperatureRule
 from clipkit.losses._versions import GammaSchedule, find_version, inner_rate
-from clipkit.parallel import Gathering, Layout, Placement, Reading, SampleTable, announced, check_table, group_name
+from clipkit.parallel import Gathering, Layout, Placement, SampleTable, announced, group_name
 
 NEVER = -math.inf
 """log u of a sample that was not visited yet."""
 
-
-class _Staged(NamedTuple):
-    """What a batch told about its samples, until the step is known to count."""
-
-    samples: Samples
-    epoch: int
+PUBLISHED_RHO = 6.5
+"""Of v3 on CC3M at a global batch of 1024, with the published code's gradient."""
 
 
 class FastCLIPLoss(HostLoss):
@@ -68,8 +64,9 @@ class FastCLIPLoss(HostLoss):
         gamma_schedule: "cosine" or "constant"; None for the version's own.
         decay_epochs: epochs over which the cosine falls; the paper takes half of the run's.
         eps: ε >= 0 inside the logarithm.
-        rho: ρ of v2, isogclr and v3; with exact gradients it must lie below ln(N-1), the largest KL divergence that a
-            batch can show, or temperatures only ever fall.
+        rho: ρ of v2, isogclr and v3: what the KL divergence of the softmax over negatives from the uniform one is
+            driven to. With exact gradients it must lie below ln(N-1), the most that a batch can show, or temperatures
+            only ever fall; None: half of that. With tau_grad="reference" None is the published 6.5.
         tau_grad: v0 and v3: "exact", or "reference" for the published code, whose pair term is doubled; the published
             ρ belong to that.
         temperature: v2, isogclr: where individual temperatures begin, 0.03 if None. The others take logit_scale's.
@@ -94,7 +91,7 @@ class FastCLIPLoss(HostLoss):
         gamma_schedule: GammaSchedule | None = None,
         decay_epochs: float = 10,
         eps: float = 1e-14,
-        rho: float = 6.5,
+        rho: float | None = None,
         tau_grad: Literal["exact", "reference"] = "exact",
         temperature: float | None = None,
         tau_lr: float = 1e-3,
@@ -115,7 +112,8 @@ class FastCLIPLoss(HostLoss):
         self._kind = find_version(version)
         check_fraction("gamma", gamma, low=0.0, high=1.0, low_open=True)
         check_fraction("eps", eps, low=0.0, high=math.inf)
-        check_fraction("rho", rho, low=0.0, high=math.inf)
+        if rho is not None:
+            check_fraction("rho", rho, low=0.0, high=math.inf)
         check_fraction("decay_epochs", decay_epochs, low=0.0, high=math.inf, low_open=True)
         check_choice("tau_grad", tau_grad, ("exact", "reference"))
         check_choice("tau_weight", tau_weight, ("objective", "reference"))
@@ -126,7 +124,7 @@ class FastCLIPLoss(HostLoss):
         self.temperatures = None
         if self._kind.temperature == "individual":
             start = 0.03 if temperature is None else temperature
-            self.temperatures = TemperatureRule(rho, start, tau_min, tau_max, tau_lr, tau_betas, tau_eps, adam=tau_adam)
+            self.temperatures = TemperatureRule(start, tau_min, tau_max, tau_lr, tau_betas, tau_eps, adam=tau_adam)
         elif temperature is not None:
             raise value_error(
                 "temperature",
@@ -134,12 +132,9 @@ class FastCLIPLoss(HostLoss):
                 want="nothing: its temperature is 1 / logit_scale",
                 fix="pass logit_scale=1 / temperature to each call (clipkit train: model.overrides.init_logit_scale)",
             )
-        self._initial = [NEVER, NEVER, *(self.temperatures.initial if self.temperatures else [])]
-        check_table(num_samples, self._initial, placement)
+        initial = [NEVER, NEVER, *(self.temperatures.initial if self.temperatures else [])]
+        self._estimates = Estimates(num_samples, initial, placement, self.ranks, backend)
         self.epoch = 0.0
-        self._table: SampleTable | None = None
-        self._staged: _Staged | None = None
-        self._reading: tuple[Tensor, Reading] | None = None
         self._image_keys: Gathering | None = None
         self._overwritten, self._seen, self._warned_of_rho = 0, 0, False
         self.mean_temperature: Tensor | None = None
@@ -151,9 +146,8 @@ class FastCLIPLoss(HostLoss):
 
         Optional, and worth it where the table is sharded: every rank must call it then.
         """
-        table = self._table_on(sample_ids.device)
-        if table.placement == "sharded":
-            self._reading = (sample_ids, table.begin_read(sample_ids))
+        self._image_keys = None  # of a batch that never came to its loss
+        self._estimates.begin(sample_ids)
 
     def image_ready(self, image_features: Tensor) -> None:
         """Start to send this rank's image features [n, d] while the text tower runs (`CLIP.forward(image_ready=...)`).
@@ -189,17 +183,10 @@ class FastCLIPLoss(HostLoss):
         group = self.ranks()
         with announced(group_name(group)):
             check_pair(image_features=image_features, text_features=text_features)
-            self._table_on(image_features.device).check(sample_ids)
-            if len(sample_ids) != len(image_features):
-                raise value_error(
-                    "sample_ids",
-                    got=f"{len(sample_ids)} ids",
-                    want=f"one for each of the {len(image_features)} rows of image_features",
-                    fix="pass the ids of the samples that the features belong to",
-                )
+            self._estimates.check(sample_ids, image_features)
             image, text = common_type(image_features, text_features)
             scale = as_scalar("logit_scale", logit_scale, image)
-        rows = self._rows_of(sample_ids, image.device).to(scale.dtype)
+        rows = self._estimates.read(sample_ids).to(scale.dtype)
         keys, self._image_keys = self._image_keys, None
         learned = self._kind.temperature == "learnable"
         found = surrogate(
@@ -217,27 +204,26 @@ class FastCLIPLoss(HostLoss):
             group=group,
             backend=self.backend,
         )
-        self._warn_of_rho(len(found.samples.log_u))
         if self.temperatures:
             self.mean_temperature = found.samples.scales.reciprocal().mean()
         if self.training and torch.is_grad_enabled():
-            self._stage(found.samples)
+            self._warn_of_overwriting(self._estimates.propose(Proposal(found.samples, int(self.epoch))))
         loss = self._objective(found, scale)
         loss = loss if learned else touch(loss, logit_scale)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _objective(self, found: Surrogate, scale: Tensor) -> Tensor:
         """The estimated objective, with the estimator's gradient."""
-        logs = log_plus(found.samples.log_u, self.eps)
+        logs, rho = log_plus(found.samples.log_u, self.eps), self._rho(len(found.samples.log_u))
         estimator = found.loss
         if self._kind.objective == "unscaled":
             value = logs.mean()
         elif self._kind.objective == "gcl":
             value, estimator = logs.mean() / scale, estimator / scale.detach()
         elif self._kind.objective == "rgcl":
-            value = ((logs + self.rho) / found.samples.scales).mean()
+            value = ((logs + rho) / found.samples.scales).mean()
         else:
-            value = (logs.mean() + self.rho) / scale
+            value = (logs.mean() + rho) / scale
             estimator = estimator / scale.detach() + value
         return estimator + (value - estimator).detach()
 
@@ -265,9 +251,10 @@ class FastCLIPLoss(HostLoss):
             skip: 0-D, on the device: where it is not zero nothing is stored (a step that overflowed), without waiting
                 to know. A step that the host knows was not taken needs no call: the next forward replaces the proposal.
         """
-        if self._staged is None or self._table is None:
+        proposal = self._estimates.take()
+        if proposal is None:
             return
-        (samples, epoch), self._staged = self._staged, None
+        samples, table = proposal.samples, self.table()
         self._overwritten = 0
         self._warn_of_epoch(len(samples.ids))
         # NaN in the table would never leave it, while the step that made it may have been left out.
@@ -275,10 +262,10 @@ class FastCLIPLoss(HostLoss):
         skip = wrong if skip is None else wrong | (skip != 0)
         ids, rows = samples.ids.squeeze(1), samples.log_u
         if self.temperatures is not None:
-            old = self._table.held(ids)[:, 2:]
-            gradient = self.temperatures.gradient(samples, self.eps).to(old.dtype)
-            rows = torch.cat([rows.to(old.dtype), self.temperatures.advance(old, gradient, epoch)], dim=1)
-        self._table.write(ids, rows, skip=skip)
+            old = table.held(ids)[:, 2:]
+            gradient = self.temperatures.gradient(samples, self.eps, self._rho(len(ids))).to(old.dtype)
+            rows = torch.cat([rows.to(old.dtype), self.temperatures.advance(old, gradient, proposal.epoch)], dim=1)
+        table.write(ids, rows, skip=skip)
 
     def commit_after(self, optimizer: Optimizer) -> RemovableHandle:
         """Commit whenever `optimizer` has stepped. A GradScaler that skips the step thereby skips the commit; one that
@@ -293,44 +280,35 @@ class FastCLIPLoss(HostLoss):
 
     def table(self, device: torch.device | str | None = None) -> SampleTable:
         """The estimates, made at the first use: log u of image and text; individual temperatures and their moments."""
-        if self._table is None:
-            self._table = SampleTable(
-                self.num_samples, self._initial, placement=self.placement, group=self.ranks(), device=device
-            )
-        return self._table
+        return self._estimates.table(device)
 
-    def _table_on(self, device: torch.device) -> SampleTable:
-        table = self.table(device)
-        if table.device != device:
-            table.to(device)
-        return table
+    def _rho(self, total: int) -> float:
+        """ρ for a global batch of `total` pairs."""
+        reference = self._kind.objective == "rgcl-g" and self.tau_grad == "reference"
+        most = math.log(max(total - 1, 1))
+        if self.rho is None:
+            return PUBLISHED_RHO if reference else most / 2
+        if self._kind.objective in ("rgcl", "rgcl-g") and not reference and self.rho >= most:
+            self._warn_of_rho(self.rho, total)
+        return self.rho
 
-    def _rows_of(self, sample_ids: Tensor, device: torch.device) -> Tensor:
-        """The samples' rows of the table: those that `begin` asked for, or read now."""
-        begun, self._reading = self._reading, None
-        if begun is not None and begun[0] is sample_ids:
-            return begun[1].wait()
-        return self._table_on(device).read(sample_ids)
-
-    def _stage(self, samples: Samples) -> None:
-        self._overwritten += self._staged is not None
+    def _warn_of_overwriting(self, overwritten: bool) -> None:
+        self._overwritten += overwritten
         if self._overwritten == 20:  # an fp16 run that starts overflows a few times in a row
             warnings.warn(
                 "FastCLIPLoss: 20 batches in a row were never committed, so no estimate is ever stored; call "
                 "loss.commit() after each optimizer.step(), or loss.commit_after(optimizer) once",
-                stacklevel=3,
+                stacklevel=4,
             )
-        self._staged = _Staged(samples, int(self.epoch))
 
-    def _warn_of_rho(self, total: int) -> None:
-        uses_rho = self._kind.objective == "rgcl" or (self._kind.objective == "rgcl-g" and self.tau_grad == "exact")
-        if uses_rho and total > 1 and self.rho >= math.log(total - 1) and not self._warned_of_rho:
+    def _warn_of_rho(self, rho: float, total: int) -> None:
+        if not self._warned_of_rho:
             self._warned_of_rho = True
             warnings.warn(
-                f"rho: got {self.rho}; want less than ln(N-1) = {math.log(total - 1):.2f} for a global batch of "
+                f"rho: got {rho}; want less than ln(N-1) = {math.log(max(total - 1, 1)):.2f} for a global batch of "
                 f"N = {total}: temperatures will only fall, to their lower bound; lower rho, or use "
                 'tau_grad="reference" with a published one (v3)',
-                stacklevel=3,
+                stacklevel=5,
             )
 
     def _warn_of_epoch(self, samples: int) -> None:
@@ -371,7 +349,7 @@ class FastCLIPLoss(HostLoss):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: tensor for name, tensor in self.table().tensors().items()})
+        self._estimates.save_to(destination, prefix)
 
     def _load_from_state_dict(
         self,
@@ -384,21 +362,9 @@ class FastCLIPLoss(HostLoss):
         error_msgs: list[str],
     ) -> None:
         """The table is no buffer, because it is made at the first use, on the device and for the group of that time."""
-        mine = {prefix + name: tensor for name, tensor in self.table().tensors().items()}
-        rest = {name: value for name, value in state_dict.items() if name not in mine}
+        own = self._estimates.names(prefix)
+        rest = {name: value for name, value in state_dict.items() if name not in own}
         # refuses a state of other data before any is taken
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        for name, tensor in mine.items():
-            if name in state_dict:
-                tensor.copy_(_as_placed(state_dict[name], tensor))
-            elif strict:
-                missing_keys.append(name)
-
-
-def _as_placed(saved: Tensor, like: Tensor) -> Tensor:
-    """The same rows, whole or in blocks as `like` is. Collective where blocks become whole."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(like, DTensor) and not isinstance(saved, DTensor):
-        return distribute_tensor(saved.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return saved.full_tensor() if isinstance(saved, DTensor) and not isinstance(like, DTensor) else saved
+        missing = self._estimates.load_from(state_dict, prefix)
+        missing_keys.extend(missing if strict else [])

@@ -46,6 +46,7 @@ class SampleTable:
         placement: Placement = "auto",
         group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
+        backend: str = "",
     ) -> None:
         """Allocate and fill the table.
 
@@ -57,6 +58,7 @@ class SampleTable:
             group: the ranks that share the table; None for this process alone.
             device: where this rank's part lives; if None torch's default device, or the accelerator where the group of
                 a sharded table carries nothing else (NCCL alone).
+            backend: of the engine's `gather_state` and `scatter_state`, by name; "" for the device's default.
 
         Raises:
             TypeError, ValueError: an argument is not as described, or the group has no backend for the device.
@@ -64,7 +66,7 @@ class SampleTable:
         check_table(num_samples, initial, placement)
         self.num_samples, self.columns = num_samples, len(initial)
         self._group_name = group_name(group)
-        self._group = group
+        self._group, self.backend = group, backend
         fits = 4 * num_samples * self.columns <= REPLICATED_BYTES
         replicated = self._group_name == ALONE or placement == "replicated" or (placement == "auto" and fits)
         self.placement: Literal["replicated", "sharded"] = "replicated" if replicated else "sharded"
@@ -123,7 +125,7 @@ class SampleTable:
             TypeError, ValueError: as `check`.
         """
         self._check_here(ids)
-        return gather_state(self._rows, self._local(ids))
+        return gather_state(self._rows, self._local(ids), backend=self.backend)
 
     def write(self, ids: Tensor, rows: Tensor, *, skip: Tensor | None = None) -> None:
         """Store rows [N, columns] at ids [N], the global batch, the same and in the same order on every rank.
@@ -143,7 +145,7 @@ class SampleTable:
             fix = "pass what the step's own check of its gradients found"
             raise value_error("skip", got=_described(skip), want=f"one number on {self.device}", fix=fix)
         flag = None if skip is None else (skip != 0).float()
-        scatter_state(self._rows, self._local(ids), rows.detach().float().contiguous(), skip=flag)
+        scatter_state(self._rows, self._local(ids), rows.detach().float().contiguous(), skip=flag, backend=self.backend)
 
     def tensors(self) -> dict[str, Tensor]:
         """The table for a checkpoint: one tensor [num_samples, columns], a DTensor where it is sharded.
@@ -223,7 +225,7 @@ class Reading:
         (-inf, -0.0, NaN) arrives as it is.
         """
         table, wanted = self._table, asked.wait()
-        answers = gather_state(table._rows, table._local(wanted)).view(torch.int32)
+        answers = gather_state(table._rows, table._local(wanted), backend=table.backend).view(torch.int32)
         answers = answers.masked_fill(~table._holds(wanted).unsqueeze(1), 0)
         rows = scatter_sum_rows(answers, asked.layout).view(torch.float32)
         known = (self._ids >= 0) & (self._ids < table.num_samples)

@@ -36,6 +36,13 @@ def rows(loss, ids=slice(None)):
     return loss.table().tensors()["rows"][ids]
 
 
+def proposed(loss):
+    """What the last forward proposes, left where it is."""
+    proposal = loss._estimates.take()
+    loss._estimates.propose(proposal)
+    return proposal.samples
+
+
 def set_rows(loss, ids, values):
     loss.table().write(ids, values)
 
@@ -80,7 +87,7 @@ def test_when_every_estimate_is_exact_it_is_half_the_objective_and_its_gradient(
         assert scale.grad == 0
     if version in INDIVIDUAL:
         # the objective is a mean over N samples and two sides; the rule's gradient is a sample's own
-        own = loss.temperatures.gradient(loss._staged.samples, EPS)
+        own = loss.temperatures.gradient(proposed(loss), EPS, loss.rho)
         torch.testing.assert_close(own, tau.grad * 2 * N, rtol=1e-5, atol=1e-6)
 
 
@@ -152,7 +159,7 @@ def test_the_published_temperature_gradient_has_its_pair_term_twice():
         loss = make("v3", tau_grad=rule, eps=0.0)
         loss(*pairs(), scale, IDS).backward()
         found[rule] = -float(scale.grad) * 81.0  # ∂/∂τ = -s² ∂/∂s
-        outer = RHO + float(loss._staged.samples.log_u.mean())
+        outer = RHO + float(proposed(loss).log_u.mean())
     assert found["reference"] - outer == pytest.approx(2 * (found["exact"] - outer), rel=1e-9)
 
 
@@ -347,7 +354,7 @@ class TestTemperatures:
         loss.set_epoch(epoch)
         before = rows(loss, IDS).double()
         loss(*pairs(seed), 1.0, IDS)
-        gradient = loss.temperatures.gradient(loss._staged.samples, EPS)
+        gradient = loss.temperatures.gradient(proposed(loss), EPS, loss.rho)
         loss.commit()
         return before, gradient, rows(loss, IDS).double()
 
@@ -393,6 +400,29 @@ def test_rho_that_no_batch_can_reach_is_complained_about():
         warnings.simplefilter("error")
         make("v3", rho=2.5, tau_grad="reference")(*pairs(), 9.0, IDS)
         make("v1", rho=2.5)(*pairs(), 9.0, IDS)
+
+
+def test_rho_that_nobody_chose_is_half_of_what_a_batch_can_show():
+    half = math.log(N - 1) / 2
+    for version in ("v3", "v2"):
+        grads = []
+        for rho in (None, half):
+            image, text = pairs()
+            scale = scale_leaf()
+            loss = make(version, rho=rho)
+            loss(image, text, scale, IDS).backward()
+            loss.commit()
+            grads.append((image.grad, scale.grad, rows(loss)))
+        assert all(torch.equal(*both) for both in zip(*grads, strict=True))
+    published, chosen = make("v3", rho=None, tau_grad="reference"), make("v3", rho=6.5, tau_grad="reference")
+    assert torch.equal(published(*pairs(), 9.0, IDS), chosen(*pairs(), 9.0, IDS))
+
+
+def test_keys_of_a_batch_that_never_came_to_its_loss_are_dropped():
+    loss = make("v3")
+    loss.image_ready(pairs()[0])
+    loss.begin(IDS)
+    assert loss._image_keys is None
 
 
 @pytest.mark.parametrize("version", ["v3", "v2"])
@@ -469,6 +499,7 @@ def test_a_state_of_other_data_is_refused_before_anything_is_taken():
         (lambda: make("v3")(*pairs(), 9.0, IDS + SAMPLES), "sample_ids: got"),
         (lambda: make("v3")(*pairs(), 9.0, IDS.float()), "sample_ids: got"),
         (lambda: make("v3")(*pairs(), 9.0, [1, 2]), "sample_ids: got a list"),
+        (lambda: make("v3")(*pairs(), 9.0, IDS.to("meta")), "sample_ids: got 12 ids on meta"),
         (lambda: make("v3")(pairs()[0][:1], pairs()[1][:1], 9.0, IDS[:1]), "use a larger batch"),
     ],
 )
