@@ -135,10 +135,17 @@ def one_run(folder: Path, method: str, seed: int, epochs: int) -> dict[str, Any]
     return {
         "method": method,
         "seed": seed,
+        "commit": commit_of(out),
         "loss": last[-1]["loss"],
         "tau": last[-1].get("tau", 1 / last[-1]["logit_scale"]),
         "curve": [{"samples": line["step"] * batch, **figures(line["metrics"])} for line in tests],
     }
+
+
+def commit_of(run: Path) -> str | None:
+    """What a run was made from: a command that goes on finds runs of earlier ones."""
+    found: str | None = json.loads((run / "environment.json").read_text(encoding="utf-8"))["commit"]
+    return found
 
 
 def figures(metrics: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from bench.fastclip_methods import METHODS
 
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "fastclip-emoji.svg"
 PANELS = {
-    "seen": "style never seen: R@1, %",
+    "seen": "style never seen: R@5, %",
     "unseen": "concept never seen: R@5, %",
     "classes": "zero-shot classes: top-1, %",
 }
@@ -33,8 +33,12 @@ def score(point: Mapping[str, float], panel: str) -> float:
     """What a panel and the table show of an evaluation, a fraction of 1; retrieval is the mean of both directions."""
     if panel == "classes":
         return point["classes/top@1"]
-    depth = "R@1" if panel == "seen" else "R@5"
-    return statistics.fmean(point[f"{panel}/{way}/{depth}"] for way in ("image_to_text", "text_to_image"))
+    return recall(point, panel, 5)
+
+
+def recall(point: Mapping[str, float], name: str, depth: int) -> float:
+    """R@depth of a retrieval set, the mean of both directions."""
+    return statistics.fmean(point[f"{name}/{way}/R@{depth}"] for way in ("image_to_text", "text_to_image"))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

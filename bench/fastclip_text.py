@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.fastclip_figure import curve, mean_and_error, pairs_to_reach, score
+from bench.fastclip_figure import curve, mean_and_error, pairs_to_reach, recall, score
 from bench.fastclip_methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -18,14 +18,16 @@ DOCUMENT = ROOT / "docs" / "fastclip-results.md"
 
 _TOP = """# FastCLIP beside OpenCLIP's loss, on real pairs and two CPU cores
 
-Written by `{command}` from [{result}](../{result}) and [{tries}](../{tries}): do not edit. Run on {device}, {cpu},
-torch {torch}, commit {commit}. What the methods are: [fastclip.md](fastclip.md).
+Written by `{command}` from
+[{result}](../{result}), [{tries}](../{tries})
+and [{lag}](../{lag}): do not edit. Run on {device}, {cpu}, torch {torch}, commit {commit}.
+What the methods are: [fastclip.md](fastclip.md).
 
 ## What was run
 
-`clipkit data emoji`, then for every method and seed `clipkit train --config fastclip-emoji.yaml` with the settings at
-the end of this page. All methods train the same model from the same initial weights on the same pairs in the same
-order; a seed changes weights, order and variation of the pictures.
+`clipkit data emoji`, then for every method and seed `clipkit train --config fastclip-emoji.yaml` for {epochs} epochs,
+with the settings in bold at the end of this page. All methods train the same model from the same initial weights (but
+for the temperature's) on the same pairs in the same order; a seed changes weights, order and variation of the pictures.
 
 | | |
 | --- | --- |
@@ -47,9 +49,10 @@ Per cent; mean over the seeds and its standard error. Retrieval is the mean of b
 """
 
 _AFTER_TABLE = """
-speed: OpenCLIP's pairs seen, divided by those after which the method's mean R@1 on seen is OpenCLIP's final one (the
-paper's measure; under a schedule that ends with the run it says little below 1.1). τ: the temperature at the end;
-individual ones are averaged over the last batch.
+The error is that of the mean over the seeds, which all have the same test pictures; drawing other pictures would add
+about {sampling:.1f} to each figure of seen, much the same for all methods. speed: OpenCLIP's pairs seen, divided by
+those after which the method's mean R@5 on seen is OpenCLIP's final one, the paper's measure. τ: the temperature at the
+end; individual ones are averaged over the last batch.
 
 The same as differences to OpenCLIP's run of the same seed, mean and standard error:
 """
@@ -60,7 +63,8 @@ _FIGURE = """
 
 _READING = """
 ## Why, as far as we can tell
-"""
+
+{lags}"""
 
 _TRIES = """
 ## What was tried
@@ -72,32 +76,40 @@ the mean of R@10 over both parts and both directions, per cent; the best is in b
 """
 
 Rows = Sequence[Mapping[str, Any]]
-"""COLUMNS of the tables: a title, and a function from the last point of a curve to a fraction of 1."""
 COLUMNS: Mapping[str, Callable[[Mapping[str, float]], float]] = {
-    "seen R@1": lambda point: score(point, "seen"),
-    "seen R@5": lambda point: _recall(point, "seen", 5),
-    "unseen R@1": lambda point: _recall(point, "unseen", 1),
-    "unseen R@5": lambda point: score(point, "unseen"),
+    "seen R@1": lambda point: recall(point, "seen", 1),
+    "seen R@5": lambda point: recall(point, "seen", 5),
+    "seen R@10": lambda point: recall(point, "seen", 10),
+    "unseen R@5": lambda point: recall(point, "unseen", 5),
     "classes top-1": lambda point: score(point, "classes"),
 }
+"""Titles, and functions from the last point of a curve to a fraction of 1."""
 
 
-def write_document(result: Path, tries: Path | None = None, to: Path = DOCUMENT) -> Path:
-    """Write the page from a result file and a file of tries (without one, the newest beside the result)."""
-    tries = tries or max(result.parent.glob("fastclip-tries-*.json"))
-    to.write_text(document(result, tries), encoding="utf-8")
+def write_document(result: Path, to: Path = DOCUMENT) -> Path:
+    """Write the page from a result file, and the newest tries and lags beside it."""
+    others = (max(result.parent.glob(f"{name}-*.json")) for name in ("fastclip-tries", "fastclip-lag"))
+    to.write_text(document(result, *others), encoding="utf-8")
     return to
 
 
-def document(result_path: Path, tries_path: Path) -> str:
+def document(result_path: Path, tries_path: Path, lag_path: Path) -> str:
     """The whole text."""
-    result, tries = (json.loads(path.read_text(encoding="utf-8")) for path in (result_path, tries_path))
-    parts = [_top(result, result_path, tries_path), "\n", _results(result["rows"]), _AFTER_TABLE, "\n"]
-    parts += [_differences(result["rows"]), _FIGURE, _READING, _tries(tries)]
+    paths = (result_path, tries_path, lag_path)
+    result, tries, lag = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    parts = [
+        _top(result, *paths),
+        "\n",
+        _results(result["rows"]),
+        _AFTER_TABLE.format(sampling=_sampling(result)),
+        "\n",
+        _differences(result["rows"]),
+    ]
+    parts += [_FIGURE, _READING.format(lags=_lags(lag)), _tries(tries)]
     return "".join(parts)
 
 
-def _top(result: Mapping[str, Any], path: Path, tries: Path) -> str:
+def _top(result: Mapping[str, Any], path: Path, tries: Path, lag: Path) -> str:
     recipe, stamp, rows = result["recipe"], result["environment"], result["rows"]
     batch, epochs, last = recipe["train"]["global_batch"], recipe["train"]["epochs"], rows[0]["curve"][-1]
     sizes, classes = result["sizes"], result["classes"]
@@ -106,6 +118,7 @@ def _top(result: Mapping[str, Any], path: Path, tries: Path) -> str:
         command=result["command"],
         result=_shown(path),
         tries=_shown(tries),
+        lag=_shown(lag),
         device=stamp["device"],
         cpu=stamp["cpu"],
         torch=stamp["torch"],
@@ -142,12 +155,26 @@ def _results(rows: Rows) -> str:
 
 
 def _speed(rows: Rows, method: str) -> str:
-    """How many times fewer pairs than OpenCLIP's whole run a method needs for its final R@1 on `seen`."""
+    """How many times fewer pairs than OpenCLIP's whole run a method needs for its final R@5 on `seen`."""
     baseline = curve(rows, "openclip", "seen")
     if not baseline:
         return ""
     needed = pairs_to_reach(curve(rows, method, "seen"), baseline[-1][1])
     return f"{baseline[-1][0] / needed:.2f}" if math.isfinite(needed) else "never"
+
+
+def _sampling(result: Mapping[str, Any]) -> float:
+    """Binomial standard error, in points, of OpenCLIP's R@5 on `seen` for one run and one direction."""
+    share = statistics.fmean(
+        recall(row["curve"][-1], "seen", 5) for row in result["rows"] if row["method"] == "openclip"
+    )
+    return 100 * math.sqrt(share * (1 - share) / result["sizes"]["test-seen"])
+
+
+def _lags(lag: Mapping[str, Any]) -> str:
+    names = [name for name in lag["rows"][0] if name not in ("method", "try")]
+    lines = [[METHODS[row["method"]].title, row["try"], *(f"{row[name]:.2f}" for name in names)] for row in lag["rows"]]
+    return _table(["", "try", *names], lines)
 
 
 def _differences(rows: Rows) -> str:
@@ -179,10 +206,6 @@ def _tries(tries: Mapping[str, Any]) -> str:
 def _methods(rows: Rows) -> list[str]:
     present = {row["method"] for row in rows}
     return [method for method in METHODS if method in present]
-
-
-def _recall(point: Mapping[str, float], name: str, depth: int) -> float:
-    return statistics.fmean(point[f"{name}/{way}/R@{depth}"] for way in ("image_to_text", "text_to_image"))
 
 
 def _percent(values: Sequence[float], sign: str = "") -> str:

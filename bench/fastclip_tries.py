@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import record
 from bench.demo_choices import build_split
-from bench.fastclip import add_common, figures, length, prepare, run_all, train
+from bench.fastclip import add_common, commit_of, figures, length, prepare, run_all, train
 from bench.fastclip_methods import METHODS
 
 TESTS = (
@@ -58,7 +58,14 @@ def one_try(folder: Path, method: str, name: str, epochs: int) -> dict[str, Any]
     out = train(folder, Path("tries") / f"{method}-{list(METHODS[method].tries).index(name)}", words)
     found = figures(json.loads((out / "eval.json").read_text(encoding="utf-8")))
     score = statistics.fmean(value for key, value in found.items() if key.endswith("/R@10"))
-    return {"method": method, "try": name, "words": METHODS[method].words(name), "score": score, "figures": found}
+    return {
+        "method": method,
+        "try": name,
+        "words": METHODS[method].words(name),
+        "commit": commit_of(out),
+        "score": score,
+        "figures": found,
+    }
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import fastclip, fastclip_tries
 from bench.fastclip_figure import FIGURE, PANELS, STYLES, curve, draw, mean_and_error, pairs_to_reach, score
+from bench.fastclip_lag import log_means
 from bench.fastclip_methods import METHODS, RECIPE, TRIES_EACH
 from bench.fastclip_text import COLUMNS, DOCUMENT, ROOT, document
 from clipkit.data import Sample, open_dataset, write_shards
@@ -28,10 +30,10 @@ OWN = {"recipe", "optim.lr_scale", "optim.scale_schedule", "model.overrides"}
 needs_results = pytest.mark.skipif(not DOCUMENT.exists(), reason="docs/fastclip-results.md is not written yet")
 
 
-def results() -> tuple[str, Path, Path]:
+def results() -> tuple[str, Path, Path, Path]:
     text = DOCUMENT.read_text(encoding="utf-8")
-    result, tries = (ROOT / name for name in re.findall(r"\]\(\.\./(\S+\.json)\)", text))
-    return text, result, tries
+    result, tries, lag = (ROOT / name for name in re.findall(r"\]\(\.\./(\S+\.json)\)", text))
+    return text, result, tries, lag
 
 
 def test_methods_differ_in_the_loss_and_its_temperature_alone() -> None:
@@ -109,6 +111,7 @@ def test_a_try_sees_no_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def train(folder: Path, out: Path, words: list[str]) -> Path:
         seen.append(json.dumps(to_plain(load_config(RECIPE, words))))
+        (tmp_path / "environment.json").write_text('{"commit": "abc"}')
         (tmp_path / "eval.json").write_text(json.dumps({f"style/image_to_text/R@{k}": k / 100 for k in (1, 10)}))
         return tmp_path
 
@@ -117,6 +120,15 @@ def test_a_try_sees_no_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         found = fastclip_tries.one_try(tmp_path, method, METHODS[method].chosen, 8)
         assert found["score"] == pytest.approx(0.1)
     assert all("test-" not in config and "data/split" in config for config in seen)
+
+
+def test_lag_compares_with_the_mean_over_negatives() -> None:
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sides = []
+    for side in (logits, logits.T):
+        terms = (side - side.diagonal()[:, None]).exp()
+        sides.append((terms.sum(1) - 1) / 5)
+    assert torch.allclose(log_means(logits), torch.stack(sides, 1).log())
 
 
 def test_error_is_that_of_the_mean() -> None:
@@ -130,7 +142,7 @@ def made_up(seeds: int = 3) -> dict[str, Any]:
 
     def point(samples: int, value: float) -> dict[str, float]:
         ways = [f"{name}/{way}" for name in ("seen", "unseen") for way in ("image_to_text", "text_to_image")]
-        return {"samples": samples, "classes/top@1": value, **{f"{w}/R@{k}": value for w in ways for k in (1, 5)}}
+        return {"samples": samples, "classes/top@1": value, **{f"{w}/R@{k}": value for w in ways for k in (1, 5, 10)}}
 
     rows = [
         {"method": method, "seed": seed, "tau": 0.05, "loss": 1.0, "curve": [point(64, 0.1), point(128, value)]}
@@ -150,7 +162,7 @@ def made_up(seeds: int = 3) -> dict[str, Any]:
 
 
 def test_curves_and_scores_are_means_of_both_directions() -> None:
-    point = {f"seen/{way}/R@1": value for way, value in (("image_to_text", 0.2), ("text_to_image", 0.4))}
+    point = {f"seen/{way}/R@5": value for way, value in (("image_to_text", 0.2), ("text_to_image", 0.4))}
     assert score(point, "seen") == pytest.approx(0.3)
     rows = made_up()["rows"]
     assert curve(rows, "v3", "classes")[-1] == (128, pytest.approx(0.22), pytest.approx(0.01 / math.sqrt(3)))
@@ -174,9 +186,11 @@ def test_figure_has_a_line_for_each_method(tmp_path: Path) -> None:
 def test_page_tells_means_errors_differences_and_tries(tmp_path: Path) -> None:
     row = {"method": "v3", "try": METHODS["v3"].chosen, "words": ["a=1"], "score": 0.1}
     tries = {"epochs": 8, "split": {"train": 4170, "style": 1220, "concepts": 951}, "rows": [row]}
-    for name, content in (("r", made_up()), ("t", tries)):
+    lag = {"rows": [{"method": "v1", "try": "this", "u/g, median": 2.5}]}
+    for name, content in (("r", made_up()), ("t", tries), ("l", lag)):
         (tmp_path / name).write_text(json.dumps(content))
-    text = document(tmp_path / "r", tmp_path / "t")
+    text = document(tmp_path / "r", tmp_path / "t", tmp_path / "l")
+    assert "| FastCLIP v1 | this | 2.50 |" in text
     assert "| OpenCLIP | 21.0 ± 0.6 |" in text
     assert "| FastCLIP v3 | 22.0 ± 0.6 |" in text
     assert "| FastCLIP v3 | +1.0 ± 0.0 |" in text
@@ -186,14 +200,14 @@ def test_page_tells_means_errors_differences_and_tries(tmp_path: Path) -> None:
 
 @needs_results
 def test_the_page_is_its_result_files() -> None:
-    text, result, tries = results()
-    assert document(result, tries) == text
+    text, result, tries, lag = results()
+    assert document(result, tries, lag) == text
     assert FIGURE.exists()
 
 
 @needs_results
 def test_every_method_ran_with_the_same_seeds_at_least_three_and_saw_the_same_pairs() -> None:
-    _, path, _ = results()
+    _, path, _, _ = results()
     result = json.loads(path.read_text(encoding="utf-8"))
     seeds = {name: sorted(row["seed"] for row in result["rows"] if row["method"] == name) for name in METHODS}
     assert len(seeds["openclip"]) >= 3
@@ -204,7 +218,7 @@ def test_every_method_ran_with_the_same_seeds_at_least_three_and_saw_the_same_pa
 
 @needs_results
 def test_what_was_chosen_is_the_best_of_what_was_tried() -> None:
-    _, _, path = results()
+    _, _, path, _ = results()
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     for name, method in METHODS.items():
         mine = {row["try"]: row for row in rows if row["method"] == name}
