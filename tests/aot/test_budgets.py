@@ -38,9 +38,12 @@ EXPONENTIALS = {
 # Logarithms belong to the merge, but one a row is all that row_sweep has of them, and a thread holds up to eight rows.
 LOGARITHMS = {"row_sweep": 8}
 UNTILED_REGISTERS = 64
-# The assembler stops at 128 registers, for two blocks on a multiprocessor, and puts two values aside for it; smaller
+# The assembler stops at 128 registers, for two blocks on a multiprocessor, and puts two or three values aside for it; smaller
 # tiles had as many put aside on sm_80.
-LOCAL_ACCESSES = {("tile_curvature_sums", "fp32", "odd", 120): 4}
+LOCAL_ACCESSES = {
+    ("tile_curvature_sums", "fp32", "odd", 120): 4,
+    ("tile_curvature_sums", "fp32", "ragged", 80): 6,
+}
 # Shuffles of the statistics kernel, by architecture: all but 16 to 40 of them once a stack of up to eight tiles.
 STATISTICS_SHUFFLES = {80: 80, 90: 216, 100: 460, 120: 80}
 # Reductions, barriers and what the compiler keeps beside the operands; a tile of weights or of kept products
