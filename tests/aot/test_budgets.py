@@ -38,8 +38,8 @@ EXPONENTIALS = {
 # Logarithms belong to the merge, but one a row is all that row_sweep has of them, and a thread holds up to eight rows.
 LOGARITHMS = {"row_sweep": 8}
 UNTILED_REGISTERS = 64
-# The assembler stops at 128 registers, for two blocks on a multiprocessor, and puts two or three values aside for it; smaller
-# tiles had as many put aside on sm_80.
+# The assembler stops at 128 registers, for two blocks on a multiprocessor, and puts two or three values aside for it;
+# smaller tiles had as many put aside on sm_80.
 LOCAL_ACCESSES = {
     ("tile_curvature_sums", "fp32", "odd", 120): 4,
     ("tile_curvature_sums", "fp32", "ragged", 80): 6,
