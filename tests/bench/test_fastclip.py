@@ -186,7 +186,7 @@ def test_figure_has_a_line_for_each_method(tmp_path: Path) -> None:
 def test_page_tells_means_errors_differences_and_tries(tmp_path: Path) -> None:
     row = {"method": "v3", "try": METHODS["v3"].chosen, "words": ["a=1"], "score": 0.1}
     tries = {"epochs": 8, "split": {"train": 4170, "style": 1220, "concepts": 951}, "rows": [row]}
-    lag = {"rows": [{"method": "v1", "try": "this", "u/g, median": 2.5}]}
+    lag = {"batches": 12, "rows": [{"method": "v1", "try": "this", "u/g, median": 2.5}]}
     for name, content in (("r", made_up()), ("t", tries), ("l", lag)):
         (tmp_path / name).write_text(json.dumps(content))
     text = document(tmp_path / "r", tmp_path / "t", tmp_path / "l")
