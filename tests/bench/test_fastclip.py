@@ -145,7 +145,14 @@ def made_up(seeds: int = 3) -> dict[str, Any]:
         return {"samples": samples, "classes/top@1": value, **{f"{w}/R@{k}": value for w in ways for k in (1, 5, 10)}}
 
     rows = [
-        {"method": method, "seed": seed, "tau": 0.05, "loss": 1.0, "curve": [point(64, 0.1), point(128, value)]}
+        {
+            "method": method,
+            "seed": seed,
+            "commit": "c",
+            "tau": 0.05,
+            "loss": 1.0,
+            "curve": [point(64, 0.1), point(128, value)],
+        }
         for seed in range(seeds)
         for method, value in (("openclip", 0.2 + seed / 100), ("v3", 0.21 + seed / 100))
     ]
