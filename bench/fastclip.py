@@ -24,7 +24,7 @@ from typing import Any
 
 from bench import record
 from bench.fastclip_figure import draw
-from bench.fastclip_methods import METHODS, RECIPE
+from bench.fastclip_methods import CONTROLS, METHODS, RECIPE
 from bench.fastclip_text import write_document
 from clipkit.data import Sample, open_dataset, write_shards
 from clipkit.train.config import load_config
@@ -59,12 +59,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=load_config(RECIPE).train.epochs)
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="where the result file goes")
+    parser.add_argument("--control", action="store_true", help="run the controls, after the comparison, and no more")
     options = parser.parse_args()
+    if options.control:
+        options.methods = list(CONTROLS)
     jobs = [(method, seed) for seed in options.seeds for method in options.methods]
     folder = prepare(options.emoji, options.out)
     classes = build_classes(options.emoji, folder / "data" / "classes")
     runs = run_all(jobs, lambda job: one_run(folder, job[0], job[1], options.epochs), options.jobs)
     command = " ".join([f"python -m bench.fastclip --epochs {options.epochs} --seeds", *map(str, options.seeds)])
+    if options.control:
+        print(record.write("fastclip-control", f"{command} --control", {"rows": runs}, folder=options.results))
+        return
     body = {
         "recipe": to_plain(load_config(RECIPE, length(options.epochs))),
         "methods": {name: METHODS[name].words() for name in options.methods},
@@ -122,7 +128,7 @@ def length(epochs: int) -> list[str]:
 
 def one_run(folder: Path, method: str, seed: int, epochs: int) -> dict[str, Any]:
     """Train and test a method with one seed; its figures at every evaluation."""
-    words = [f"train.seed={seed}", *length(epochs), *METHODS[method].words()]
+    words = [f"train.seed={seed}", *length(epochs), *{**METHODS, **CONTROLS}[method].words()]
     steps = steps_of(folder / "data" / "emoji" / "train", words)
     words += [
         f"eval.every_steps={steps // EVALUATIONS}",

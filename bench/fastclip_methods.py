@@ -74,3 +74,13 @@ METHODS = {
     "v3": Method("FastCLIP v3", {**_own("v3"), **_FAST}, _grid(_RHOS, _COSINE), "rho 1.5, gamma 0.6"),
     "isogclr": Method("iSogCLR", _own("isogclr", **_INDIVIDUAL), _grid(_RHOS, _CONSTANT), "rho 1.5, gamma 0.7"),
 }
+
+CONTROLS = {
+    "openclip-warm": Method(
+        "OpenCLIP, τ kept at 0.16",
+        {**METHODS["openclip"].fixed, **_start(0.16), "optim.lr_scale": 0},
+        {"tau 0.16": {}},
+        "tau 0.16",
+    ),
+}
+"""Not part of the comparison: OpenCLIP's loss at the temperature that v3 ended at, run after it was seen."""
