@@ -30,10 +30,10 @@ OWN = {"recipe", "optim.lr_scale", "optim.scale_schedule", "model.overrides"}
 needs_results = pytest.mark.skipif(not DOCUMENT.exists(), reason="docs/fastclip-results.md is not written yet")
 
 
-def results() -> tuple[str, Path, Path, Path]:
+def results() -> tuple[str, Path, Path, Path, Path]:
     text = DOCUMENT.read_text(encoding="utf-8")
-    result, tries, lag = (ROOT / name for name in re.findall(r"\]\(\.\./(\S+\.json)\)", text))
-    return text, result, tries, lag
+    result, tries, lag, control = (ROOT / name for name in re.findall(r"\]\(\.\./(\S+\.json)\)", text))
+    return text, result, tries, lag, control
 
 
 def test_methods_differ_in_the_loss_and_its_temperature_alone() -> None:
@@ -194,9 +194,9 @@ def test_page_tells_means_errors_differences_and_tries(tmp_path: Path) -> None:
     row = {"method": "v3", "try": METHODS["v3"].chosen, "words": ["a=1"], "score": 0.1}
     tries = {"epochs": 8, "split": {"train": 4170, "style": 1220, "concepts": 951}, "rows": [row]}
     lag = {"batches": 12, "rows": [{"method": "v1", "try": "this", "u/g, median": 2.5}]}
-    for name, content in (("r", made_up()), ("t", tries), ("l", lag)):
+    for name, content in (("r", made_up()), ("t", tries), ("l", lag), ("c", {"rows": made_up()["rows"][:1]})):
         (tmp_path / name).write_text(json.dumps(content))
-    text = document(tmp_path / "r", tmp_path / "t", tmp_path / "l")
+    text = document(*(tmp_path / name for name in "rtlc"))
     assert "| FastCLIP v1 | this | 2.50 |" in text
     assert "| OpenCLIP | 21.0 ± 0.6 |" in text
     assert "| FastCLIP v3 | 22.0 ± 0.6 |" in text
@@ -207,14 +207,14 @@ def test_page_tells_means_errors_differences_and_tries(tmp_path: Path) -> None:
 
 @needs_results
 def test_the_page_is_its_result_files() -> None:
-    text, result, tries, lag = results()
-    assert document(result, tries, lag) == text
+    text, *paths = results()
+    assert document(*paths) == text
     assert FIGURE.exists()
 
 
 @needs_results
 def test_every_method_ran_with_the_same_seeds_at_least_three_and_saw_the_same_pairs() -> None:
-    _, path, _, _ = results()
+    _, path, *_ = results()
     result = json.loads(path.read_text(encoding="utf-8"))
     seeds = {name: sorted(row["seed"] for row in result["rows"] if row["method"] == name) for name in METHODS}
     assert len(seeds["openclip"]) >= 3
@@ -225,7 +225,7 @@ def test_every_method_ran_with_the_same_seeds_at_least_three_and_saw_the_same_pa
 
 @needs_results
 def test_what_was_chosen_is_the_best_of_what_was_tried() -> None:
-    _, _, path, _ = results()
+    _, _, path, *_ = results()
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     for name, method in METHODS.items():
         mine = {row["try"]: row for row in rows if row["method"] == name}
