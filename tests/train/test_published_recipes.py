@@ -76,7 +76,7 @@ def test_length_is_the_published_one(name: str) -> None:
     assert (load_config(f"{name}.yaml").train.epochs or 0) * pairs == pytest.approx(seen, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "fastclip-emoji"])
+@pytest.mark.parametrize("name", [*NAMES, "fastclip-emoji", "fastclip-icons", "fastclip-stamps"])
 def test_recipe_takes_its_options(name: str) -> None:
     config = load_config(f"{name}.yaml")
     create_recipe(config)  # refuses an option that the loss does not have
