@@ -2,7 +2,7 @@
 """Image and text towers, checkpoints in and out."""
 
 from clipkit.encoders.checkpoint import LoadReport, export_state_dict, load_checkpoint, open_clip_config
-from clipkit.encoders.config import CLIPConfig, ConvConfig, ResNetConfig, TextConfig, VisionConfig
+from clipkit.encoders.config import CLIPConfig, ConvConfig, EvaConfig, ResNetConfig, TextConfig, VisionConfig
 from clipkit.encoders.model import CLIP, create_model
 from clipkit.encoders.packing import PackedText, pack
 from clipkit.encoders.zoo import get_config, list_models
@@ -11,6 +11,7 @@ __all__ = [
     "CLIP",
     "CLIPConfig",
     "ConvConfig",
+    "EvaConfig",
     "LoadReport",
     "PackedText",
     "ResNetConfig",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkit.encoders.config import CLIPConfig, ResNetConfig, VisionConfig
+from clipkit.encoders.config import CLIPConfig, EvaConfig, ResNetConfig, TextConfig, VisionConfig
+from clipkit.encoders.eva_layout import open_clip_vision, to_open_clip, with_rotations
 from clipkit.encoders.layouts import State, custom_text_names, recognise, unwrap
 from clipkit.encoders.transformers_layout import to_transformers
 from clipkit.errors import value_error
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _NAMED_AT_MOST = 8
 _IMAGE_POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
 _TEXT_POSITIONS = "positional_embedding"
-_EXPORTS = ("open_clip", "open_clip_custom_text", "transformers", "clipkit")
+_EXPORTS = ("open_clip", "open_clip_custom_text", "transformers", "eva_clip", "clipkit")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def load_checkpoint(
 
     Recognised: open_clip's CLIP and CustomTextCLIP (training checkpoints too), OpenAI's state dict, transformers'
     CLIPModel, timm's vision transformer (image tower only; a patch bias is folded into the positions, exactly),
-    open_clip with a timm tower, and this library's own. DDP and torch.compile prefixes are dropped. Values are cast to
-    the model's dtype and device.
+    open_clip with a timm tower, EVA-CLIP as its publishers and as open_clip name it, whole or its image tower alone
+    (tables of rotations are left out: they are made anew), and this library's own. DDP and torch.compile prefixes are
+    dropped. Values are cast to the model's dtype and device.
 
     strict: every parameter and running statistic of the towers in the checkpoint must be given and fit, and nothing may
     be left over; otherwise ValueError names what is missing, unexpected and of another shape, and the model is
@@ -114,10 +116,11 @@ def load_checkpoint(
 def export_state_dict(model: CLIP, layout: str = "open_clip") -> State:
     """The model's tensors by name, sharing its memory where the layout has the same shapes.
 
-    layout: "open_clip" loads strictly into open_clip's CLIP of the same configuration (`open_clip_config`),
-    "open_clip_custom_text" into its CustomTextCLIP, "transformers" into transformers' CLIPModel (for pictures read by a
-    vision transformer at the class token, as CLIP's), "clipkit" is for this library and holds for every model.
-    ValueError for an unknown layout, and where the other library has no such model (our small convolutional tower).
+    layout: "open_clip" loads strictly into open_clip's model of the same configuration (`open_clip_config`): its CLIP,
+    for an EVA tower its CustomTextCLIP; "open_clip_custom_text" into CustomTextCLIP always; "transformers" into
+    transformers' CLIPModel (for pictures read by a vision transformer at the class token, as CLIP's); "eva_clip" into
+    the code of EVA-CLIP's publishers; "clipkit" is for this library and holds for every model.
+    ValueError for an unknown layout, and where the other library has no such model.
     """
     if layout not in _EXPORTS:
         raise value_error("layout", got=repr(layout), want=" or ".join(map(repr, _EXPORTS)), fix="choose one of them")
@@ -130,22 +133,30 @@ def export_state_dict(model: CLIP, layout: str = "open_clip") -> State:
         if not as_published or model.logit_bias is not None:
             raise value_error(
                 "model",
-                got="a ResNet, no norm before the blocks, mean pooling or a logit bias",
+                got="a ResNet, an EVA tower, no norm before the blocks, mean pooling or a logit bias",
                 want="CLIP's own form, the only one of transformers' CLIPModel",
                 fix="export with layout='open_clip'",
             )
         return to_transformers(state)
+    if layout == "eva_clip":
+        if not isinstance(vision, EvaConfig):
+            raise value_error(
+                "model", got=f"a {vision.kind} tower", want="an EVA tower", fix="export with layout='open_clip'"
+            )
+        return custom_text_names(with_rotations(state, vision))
+    if isinstance(vision, EvaConfig):
+        return custom_text_names(to_open_clip(state, vision))
     return custom_text_names(state) if layout == "open_clip_custom_text" else state
 
 
 def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
     """The model configuration that open_clip reads (its JSON files), for a model of this library.
 
-    ValueError where open_clip has no such model: our small convolutional tower, ReLU in a transformer, or different
-    activations in the two towers.
+    ValueError where open_clip has no such model: our small convolutional tower, an EVA tower of other than published
+    sizes, ReLU in a transformer, or different activations in the two towers.
     """
     vision, text = _known_elsewhere(config), config.text
-    activations = {tower.activation for tower in (vision, text) if not isinstance(tower, ResNetConfig)}
+    activations = {tower.activation for tower in (vision, text) if isinstance(tower, (VisionConfig, TextConfig))}
     if len(activations) > 1 or "relu" in activations:
         raise value_error(
             "config",
@@ -167,12 +178,16 @@ def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
         },
         "quick_gelu": text.activation == "quick_gelu",
     }
+    if isinstance(vision, EvaConfig):
+        converted["custom_text"] = True
     if config.init_logit_bias is not None:
         converted["init_logit_bias"] = config.init_logit_bias
     return converted
 
 
-def _open_clip_vision(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
+def _open_clip_vision(vision: VisionConfig | ResNetConfig | EvaConfig) -> dict[str, Any]:
+    if isinstance(vision, EvaConfig):
+        return open_clip_vision(vision)
     common = {"image_size": vision.image_size, "width": vision.width, "head_width": vision.head_width}
     if isinstance(vision, ResNetConfig):
         return {**common, "layers": list(vision.layers)}
@@ -188,8 +203,8 @@ def _open_clip_vision(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
     }
 
 
-def _known_elsewhere(config: CLIPConfig) -> VisionConfig | ResNetConfig:
-    if isinstance(config.vision, (VisionConfig, ResNetConfig)):
+def _known_elsewhere(config: CLIPConfig) -> VisionConfig | ResNetConfig | EvaConfig:
+    if isinstance(config.vision, (VisionConfig, ResNetConfig, EvaConfig)):
         return config.vision
     raise value_error(
         "model",

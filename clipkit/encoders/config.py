@@ -53,10 +53,7 @@ class VisionConfig:
         _one_of("vision.pool", self.pool, ("tok", "avg"))
         _divides("vision.image_size", self.image_size, "patch_size", self.patch_size)
         _divides("vision.width", self.width, "head_width", self.head_width)
-        if not 0.0 <= self.patch_dropout < 1.0:
-            raise value_error(
-                "vision.patch_dropout", got=self.patch_dropout, want="a share in [0, 1)", fix="0 switches it off"
-            )
+        _share("vision.patch_dropout", self.patch_dropout)
 
     @property
     def heads(self) -> int:
@@ -158,6 +155,66 @@ class ResNetConfig:
 
 
 @dataclass(frozen=True)
+class EvaConfig:
+    """EVA-CLIP's vision transformer (Sun et al. 2023, "EVA-CLIP"; its blocks: Fang et al. 2023, "EVA-02").
+
+    image_size, patch_size: pixels, square; the first a multiple of the second.
+    hidden: width inside the MLP.
+    sub_norm: EVA-02's block, with SwiGLU for the MLP and a LayerNorm before each of the two output projections; False
+        is EVA-01's: a GELU MLP and neither norm.
+    rope: rotate queries and keys by their patch's row and column, beside the learnt positions. The angles are those of
+        a grid of `rope_grid` patches, stretched over the picture.
+    post_norm: normalise what a branch adds, not what it reads (the E models).
+    patch_dropout: share of the patches left out in training (Li et al. 2022, "FLIP").
+    drop_path: share of the samples whose branch is left out in the last block in training, rising linearly from 0 in
+        the first (Huang et al. 2016, "Deep networks with stochastic depth"); pre-norm only.
+    mean, std: per channel, what pixels in [0, 1] are normalised with before they reach the model.
+    """
+
+    kind: ClassVar[str] = "eva"
+
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 768
+    layers: int = 12
+    head_width: int = 64
+    hidden: int = 2048
+    sub_norm: bool = True
+    rope: bool = True
+    rope_grid: int = 16
+    post_norm: bool = False
+    norm_eps: float = 1e-6
+    patch_dropout: float = 0.0
+    drop_path: float = 0.0
+    mean: Triple = OPENAI_MEAN
+    std: Triple = OPENAI_STD
+
+    def __post_init__(self) -> None:
+        whole = ("image_size", "patch_size", "width", "layers", "head_width", "hidden", "rope_grid")
+        _positive("vision", self, whole)
+        _divides("vision.image_size", self.image_size, "patch_size", self.patch_size)
+        _divides("vision.width", self.width, "head_width", self.head_width)
+        if self.rope:
+            _divides("vision.head_width", self.head_width, "two axes of pairs", 4)
+        _share("vision.patch_dropout", self.patch_dropout)
+        _share("vision.drop_path", self.drop_path)
+        if self.post_norm and self.drop_path:
+            raise value_error(
+                "vision.drop_path", got=f"{self.drop_path} with post_norm", want="0", fix="use one or the other"
+            )
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_width
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """A causal text transformer whose feature is the one at the end-of-text token (Radford et al. 2021).
 
@@ -180,8 +237,10 @@ class TextConfig:
         _divides("text.width", self.width, "heads", self.heads)
 
 
-ImageConfig = VisionConfig | ConvConfig | ResNetConfig
-_TOWERS: dict[str, type[ImageConfig]] = {tower.kind: tower for tower in (VisionConfig, ConvConfig, ResNetConfig)}
+ImageConfig = VisionConfig | ConvConfig | ResNetConfig | EvaConfig
+_TOWERS: dict[str, type[ImageConfig]] = {
+    tower.kind: tower for tower in (VisionConfig, ConvConfig, ResNetConfig, EvaConfig)
+}
 
 
 @dataclass(frozen=True)
@@ -296,3 +355,8 @@ def _one_of(argument: str, value: str, known: tuple[str, ...]) -> None:
 def _divides(argument: str, value: int, name: str, divisor: int) -> None:
     if value % divisor:
         raise value_error(argument, got=value, want=f"a multiple of {name} = {divisor}", fix="change one of the two")
+
+
+def _share(argument: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise value_error(argument, got=value, want="a share in [0, 1)", fix="0 switches it off")

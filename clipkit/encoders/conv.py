@@ -69,7 +69,7 @@ class ConvTower(nn.Module):
             x = run_block(layer, (x,), self.grad_checkpointing)
         return self.norm(x.mean(dim=(2, 3))) @ self.proj
 
-    def blocks(self) -> list[nn.Module]:
+    def block_list(self) -> list[nn.Module]:
         """The depthwise blocks and the layers between the stages, first to last."""
         return list(self.layers)
 

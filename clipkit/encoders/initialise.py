@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from clipkit.encoders.config import CLIPConfig
 from clipkit.encoders.conv import ConvTower, DepthwiseBlock, Downsample
+from clipkit.encoders.eva import EvaBlock, EvaMLP, EvaTower
 from clipkit.encoders.resnet import ModifiedResNet
 from clipkit.encoders.text import TextTower
 from clipkit.encoders.transformer import ResidualBlock
@@ -48,6 +49,32 @@ def initialise_vision(tower: VisionTransformer) -> None:
     for norm in (tower.ln_pre, tower.ln_post):
         _norm(norm)
     nn.init.normal_(tower.proj, std=width**-0.5)
+
+
+def initialise_eva(tower: EvaTower) -> None:
+    """EVA-CLIP's vision tower as its publishers start it, before a pre-trained one is read in.
+
+    Matrices, class token and positions N(0, 0.02), truncated at two units; block l (from 1) divides the last layer of
+    each branch by sqrt(2 l), so that the sum of all branches keeps its size; the head is a thousandth of that, so that
+    all features start nearly alike; patch kernels N(0, (3 fan_in)^-1/2); biases 0, norms 1 and 0.
+    """
+    _fan_in(tower.patch_embed.proj)
+    for table in (tower.cls_token, tower.pos_embed):
+        _truncated(table)
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            _truncated(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        _norm(module)
+    for number, block in enumerate(tower.block_list(), start=1):
+        assert isinstance(block, EvaBlock)
+        nn.init.zeros_(block.attn.q_bias)
+        nn.init.zeros_(block.attn.v_bias)
+        last = block.mlp.fc2 if isinstance(block.mlp, EvaMLP) else block.mlp.w3
+        for layer in (block.attn.proj, last):
+            layer.weight.div_(math.sqrt(2 * number))
+    tower.head.weight.mul_(1e-3)
 
 
 def initialise_conv(tower: ConvTower) -> None:
@@ -112,6 +139,10 @@ def _layer(layer: nn.Linear | nn.Conv2d, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def _truncated(tensor: Tensor) -> None:
+    nn.init.trunc_normal_(tensor, std=0.02)
 
 
 def _norm(norm: nn.Module) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipkit.encoders.eva_layout import TRUNK, from_others, is_eva
 from clipkit.encoders.transformers_layout import MARK, from_transformers
 
 State = dict[str, Tensor]
@@ -60,6 +61,13 @@ def unwrap(checkpoint: Mapping[str, object]) -> State:
 
 def recognise(state: State) -> Layout | None:
     """Which naming a state dict has; None when it is none of the known ones."""
+    if is_eva(state, TRUNK):
+        return Layout("open_clip with an EVA image tower", False, lambda s: _flat_text(from_others(s, TRUNK)))
+    if is_eva(state, "visual."):
+        name = "EVA-CLIP" if "text.token_embedding.weight" in state else "clipkit"
+        return Layout(name, False, lambda s: _flat_text(from_others(s, "visual.")))
+    if is_eva(state, ""):
+        return Layout("EVA image tower", True, lambda s: from_others(s, ""))
     if "visual.trunk.patch_embed.proj.weight" in state:
         return Layout("open_clip with a timm image tower", False, lambda s: _flat_text(_timm(s, "visual.trunk.")))
     if "patch_embed.proj.weight" in state:

@@ -14,8 +14,10 @@ from clipkit.encoders.batch_norm import running_statistics
 from clipkit.encoders.checkpoint import load_checkpoint
 from clipkit.encoders.config import CLIPConfig
 from clipkit.encoders.conv import ConvTower
+from clipkit.encoders.eva import EvaTower
 from clipkit.encoders.initialise import (
     initialise_conv,
+    initialise_eva,
     initialise_head,
     initialise_resnet,
     initialise_text,
@@ -28,11 +30,12 @@ from clipkit.encoders.vision import VisionTransformer
 from clipkit.encoders.zoo import get_config
 from clipkit.errors import type_error, value_error
 
-ImageTower = VisionTransformer | ConvTower | ModifiedResNet
+ImageTower = VisionTransformer | ConvTower | ModifiedResNet | EvaTower
 _TOWERS: dict[str, tuple[Callable[[Any, int], ImageTower], Callable[[Any], None]]] = {
     "vit": (VisionTransformer, initialise_vision),
     "conv": (ConvTower, initialise_conv),
     "resnet": (ModifiedResNet, initialise_resnet),
+    "eva": (EvaTower, initialise_eva),
 }
 
 
@@ -108,7 +111,7 @@ class CLIP(TextTower):
 
     def blocks(self) -> list[nn.Module]:
         """Both towers' blocks, image tower first: what FSDP shards and torch.compile compiles one by one."""
-        return [*self.visual.blocks(), *self.transformer.blocks()]
+        return [*self.visual.block_list(), *self.transformer.blocks()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -109,7 +109,7 @@ class ModifiedResNet(nn.Module):
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         return [cast(Bottleneck, block) for stage in stages for block in stage]
 
-    def blocks(self) -> list[nn.Module]:
+    def block_list(self) -> list[nn.Module]:
         """The bottlenecks, first to last, and the attention pool."""
         return [*self.bottlenecks(), self.attnpool]
 

@@ -21,6 +21,25 @@ def sample_patches(count: int, patches: int, dropout: float, device: torch.devic
     return torch.rand(count, patches, device=device).topk(kept, dim=1, sorted=False).indices
 
 
+def embed_patches(
+    pixels: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, kept: Tensor | None
+) -> Tensor:
+    """[n, 3, side, side] -> [n, patches, width]: weight [width, 3, size, size] times each patch's pixels, plus its
+    row of positions [patches, width]. kept: int64 [n, kept], the patches to embed; None for all.
+    """
+    count, size = pixels.shape[0], weight.shape[-1]
+    grid = pixels.shape[-1] // size
+    # [n, row, column, 3, size, size], a view
+    patches = pixels.reshape(count, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+    if kept is not None:
+        rows = torch.arange(count, device=pixels.device).unsqueeze(1)
+        patches = patches[rows, kept // grid, kept % grid]
+        positions = F.embedding(kept, positions)
+    patches = patches.reshape(count, positions.shape[-2], 3 * size * size)
+    embedded = F.linear(patches, weight.flatten(1), bias)
+    return embedded + positions.to(embedded.dtype)
+
+
 class VisionTransformer(nn.Module):
     """Patches, class token, learnt positions, pre-norm blocks, projection; open_clip's parameter names."""
 
@@ -47,7 +66,7 @@ class VisionTransformer(nn.Module):
         pooled = x[:, 0] if by_class_token else x[:, 1:].mean(dim=1)
         return pooled @ self.proj
 
-    def blocks(self) -> list[nn.Module]:
+    def block_list(self) -> list[nn.Module]:
         """The transformer blocks, first to last."""
         return [*self.transformer.blocks()]
 
@@ -57,17 +76,10 @@ class VisionTransformer(nn.Module):
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         """[n, 1 + kept patches, width]: class token and embedded patches, positions added."""
-        count, grid, size = pixels.shape[0], self.config.grid, self.config.patch_size
-        # [n, row, column, 3, size, size], a view
-        patches = pixels.reshape(count, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
-        positions = self.positional_embedding[1:]
+        count = pixels.shape[0]
+        kept = None
         if self.training and self.patch_dropout > 0:
-            kept = sample_patches(count, grid**2, self.patch_dropout, pixels.device)
-            rows = torch.arange(count, device=pixels.device).unsqueeze(1)
-            patches = patches[rows, kept // grid, kept % grid]
-            positions = F.embedding(kept, positions)
-        patches = patches.reshape(count, positions.shape[-2], 3 * size * size)
-        embedded = F.linear(patches, self.conv1.weight.flatten(1))
-        embedded = embedded + positions.to(embedded.dtype)
+            kept = sample_patches(count, self.config.grid**2, self.patch_dropout, pixels.device)
+        embedded = embed_patches(pixels, self.conv1.weight, None, self.positional_embedding[1:], kept)
         first = (self.class_embedding + self.positional_embedding[0]).to(embedded.dtype)
         return torch.cat([first.expand(count, 1, -1), embedded], dim=1)

@@ -5,11 +5,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipkit.encoders.config import CLIPConfig, ConvConfig, ResNetConfig, TextConfig, VisionConfig, nearest
+from clipkit.encoders.config import (
+    CLIPConfig,
+    ConvConfig,
+    EvaConfig,
+    ResNetConfig,
+    TextConfig,
+    VisionConfig,
+    nearest,
+)
 from clipkit.errors import value_error
 
 _BASE_TEXT = TextConfig()
 _LARGE_TEXT = TextConfig(width=768, heads=12)
+_HUGE_TEXT = TextConfig(width=1024, heads=16, layers=24)
+_GIGANTIC_TEXT = TextConfig(width=1280, heads=20, layers=32)
 
 _STANDARD = {
     "ViT-B-32": CLIPConfig(512, VisionConfig(patch_size=32), _BASE_TEXT),
@@ -25,6 +35,27 @@ _STANDARD = {
     "RN50x64": CLIPConfig(
         1024, ResNetConfig(image_size=448, layers=(3, 15, 36, 10), width=128), TextConfig(width=1024, heads=16)
     ),
+}
+
+_EVA_BASE = EvaConfig()
+_EVA_LARGE = EvaConfig(patch_size=14, width=1024, layers=24, hidden=2730)
+_EVA_G = EvaConfig(
+    patch_size=14, width=1408, layers=40, head_width=88, hidden=6144, sub_norm=False, rope=False, drop_path=0.4
+)
+_EVA_E = EvaConfig(
+    patch_size=14, width=1792, layers=64, head_width=112, hidden=15360, sub_norm=False, rope=False, post_norm=True
+)
+
+# Towers and sizes: Sun et al. 2023, table 1 of the published code's README. The text towers have the exact GELU, also
+# where their weights began as OpenAI's.
+_EVA = {
+    "EVA01-g-14": CLIPConfig(1024, _EVA_G, _LARGE_TEXT),
+    "EVA01-g-14-plus": CLIPConfig(1024, replace(_EVA_G, drop_path=0.0), _HUGE_TEXT),
+    "EVA02-B-16": CLIPConfig(512, _EVA_BASE, _BASE_TEXT),
+    "EVA02-L-14": CLIPConfig(768, _EVA_LARGE, _LARGE_TEXT),
+    "EVA02-L-14-336": CLIPConfig(768, replace(_EVA_LARGE, image_size=336), _LARGE_TEXT),
+    "EVA02-E-14": CLIPConfig(1024, _EVA_E, _HUGE_TEXT),
+    "EVA02-E-14-plus": CLIPConfig(1024, _EVA_E, _GIGANTIC_TEXT),
 }
 
 
@@ -50,6 +81,11 @@ _SMALL = {
         VisionConfig(image_size=64, patch_size=8, width=384, layers=12),
         TextConfig(width=384, heads=6, layers=6),
     ),
+    "eva-tiny-32px": CLIPConfig(
+        128,
+        EvaConfig(image_size=32, patch_size=4, width=128, layers=6, head_width=32, hidden=344),
+        TextConfig(width=128, heads=4, layers=4),
+    ),
     "resnet-tiny-64px": CLIPConfig(
         256,
         ResNetConfig(image_size=64, layers=(1, 1, 1, 1), width=16, head_width=32),
@@ -65,6 +101,7 @@ _SMALL = {
 MODELS: dict[str, CLIPConfig] = {
     **_STANDARD,
     **{f"{name}-quickgelu": _quick_gelu(config) for name, config in _STANDARD.items()},
+    **_EVA,
     **_SMALL,
 }
 
@@ -75,8 +112,11 @@ def list_models() -> list[str]:
 
 
 def get_config(name: str) -> CLIPConfig:
-    """The configuration of a named model; "ViT-B/32" is read as "ViT-B-32". ValueError names the nearest names."""
-    key = name.replace("/", "-")
+    """The configuration of a named model. ValueError names the nearest names.
+
+    "ViT-B/32" is read as "ViT-B-32", and the publishers' "EVA02-CLIP-B-16" as "EVA02-B-16".
+    """
+    key = name.replace("/", "-").replace("-CLIP-", "-")
     if key not in MODELS:
         raise value_error("name", got=repr(name), want="a model that list_models() names", fix=nearest(key, MODELS))
     return replace(MODELS[key])

@@ -187,7 +187,7 @@ def test_frozen_statistics_change_no_output_and_no_buffer_and_thaw_again():
 
 def test_blocks_compile_one_by_one_with_the_same_result_and_statistics():
     plain, compiled = tiny_resnet(), tiny_resnet()
-    for block in compiled.visual.blocks():
+    for block in compiled.visual.block_list():
         block.compile(backend="eager")
     expected = plain.encode_image(pictures())
     torch.testing.assert_close(compiled.encode_image(pictures()), expected, rtol=1e-12, atol=1e-12)

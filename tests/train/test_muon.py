@@ -105,7 +105,7 @@ def test_hidden_matrices_are_those_of_the_blocks_without_depthwise_kernels():
 def test_a_resnets_hidden_matrices_are_its_kernels_and_projections():
     model = create_model("resnet-tiny-64px")
     visual = {id(p): n for n, p in model.visual.named_parameters()}
-    hidden = {visual.get(id(parameter)) for parameter in hidden_matrices(model.visual.blocks())}
+    hidden = {visual.get(id(parameter)) for parameter in hidden_matrices(model.visual.block_list())}
     assert {"layer1.0.conv2.weight", "layer4.0.downsample.0.weight", "attnpool.q_proj.weight"} <= hidden
     assert not {name for name in hidden if "embedding" in name or "bn" in name or name.startswith("conv")}
 
