@@ -32,6 +32,12 @@ def timm_vision_transformer() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def timm_eva() -> ModuleType:
+    """timm.models.eva, or a visible skip where it does not import."""
+    return _peer("timm.models.eva")
+
+
+@pytest.fixture(scope="session")
 def transformers() -> ModuleType:
     """transformers, or a visible skip where it is not installed."""
     return _peer("transformers")

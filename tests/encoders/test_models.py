@@ -15,7 +15,7 @@ import clipkit
 from clipkit.encoders import CLIP, CLIPConfig, create_model, get_config, list_models
 from tests.encoders.naive import padded_tokens, tiny_model
 
-SMALL = ["vit-tiny-32px", "conv-tiny-32px"]
+SMALL = ["vit-tiny-32px", "conv-tiny-32px", "eva-tiny-32px"]
 RESNET = "resnet-tiny-64px"  # batch statistics: more about it in test_resnet.py
 
 
@@ -59,8 +59,13 @@ def test_forward_gives_unit_features_and_the_multiplier(name):
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("vit-tiny-32px", {}), ("vit-tiny-32px", {"vision.patch_dropout": 0.5}), ("conv-tiny-32px", {})],
-    ids=["vit", "vit with patch dropout", "conv"],
+    [
+        ("vit-tiny-32px", {}),
+        ("vit-tiny-32px", {"vision.patch_dropout": 0.5}),
+        ("conv-tiny-32px", {}),
+        ("eva-tiny-32px", {"vision.patch_dropout": 0.5}),
+    ],
+    ids=["vit", "vit with patch dropout", "conv", "eva with patch dropout"],
 )
 def test_an_empty_batch_gives_empty_features_and_a_zero_gradient_everywhere(name, overrides):
     model = create_model(name, **overrides).train()
@@ -73,8 +78,13 @@ def test_an_empty_batch_gives_empty_features_and_a_zero_gradient_everywhere(name
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("vit-tiny-32px", {}), ("vit-tiny-32px", {"vision.patch_dropout": 0.5}), ("conv-tiny-32px", {})],
-    ids=["vit", "vit with patch dropout", "conv"],
+    [
+        ("vit-tiny-32px", {}),
+        ("vit-tiny-32px", {"vision.patch_dropout": 0.5}),
+        ("conv-tiny-32px", {}),
+        ("eva-tiny-32px", {"vision.patch_dropout": 0.5}),
+    ],
+    ids=["vit", "vit with patch dropout", "conv", "eva with patch dropout"],
 )
 def test_recomputing_blocks_changes_no_gradient(name, overrides):
     model = create_model(name, **overrides).double().train()
@@ -106,7 +116,7 @@ def test_blocks_are_disjoint_and_hold_most_of_the_towers(name):
     model = create_model(name)
     inside = [id(p) for block in model.blocks() for p in block.parameters()]
     assert len(inside) == len(set(inside))
-    towers = [p for n, p in model.named_parameters() if "embedding" not in n]
+    towers = [p for n, p in model.named_parameters() if "embed" not in n]
     assert sum(p.numel() for p in towers if id(p) in set(inside)) > 0.9 * sum(p.numel() for p in towers)
 
 

@@ -103,7 +103,7 @@ def test_the_last_block_computes_the_class_token_alone():
     assert last <= last_block <= last + 4 * count * tokens * width
 
 
-@pytest.mark.parametrize("name", ["vit-tiny-32px", "conv-tiny-32px", "resnet-tiny-64px"])
+@pytest.mark.parametrize("name", ["vit-tiny-32px", "conv-tiny-32px", "resnet-tiny-64px", "eva-tiny-32px"])
 def test_vision_towers_have_no_graph_break(name):
     model = create_model(name).eval()
     size = model.config.vision.image_size
@@ -112,7 +112,7 @@ def test_vision_towers_have_no_graph_break(name):
     torch.testing.assert_close(compiled(pixels), model.encode_image(pixels))
 
 
-@pytest.mark.parametrize("name", ["vit-tiny-32px", "conv-tiny-32px"])
+@pytest.mark.parametrize("name", ["vit-tiny-32px", "conv-tiny-32px", "eva-tiny-32px"])
 def test_a_picture_does_not_depend_on_its_neighbours(name):
     model = create_model(name).double()
     pixels = torch.randn(5, 3, 32, 32, dtype=torch.float64)

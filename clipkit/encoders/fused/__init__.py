@@ -11,6 +11,7 @@ from torch.nn import functional as F
 def rotate(
     query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor, places: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """Turn each pair of channels of all tokens but the first by its patch's angle."""
     c, s = (t if places is None else t[places] for t in (cosines, sines))
     c, s = c.unsqueeze(-2), s.unsqueeze(-2)
 
@@ -24,6 +25,7 @@ def rotate(
 
 
 def swiglu_norm(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm of silu(gate) * value over the first columns, as many as there are weights; 0 behind them."""
     hidden = weight.shape[0]
     y = F.silu(gate[..., :hidden]) * value[..., :hidden]
     y = F.layer_norm(y, (hidden,), weight, bias, eps).to(gate.dtype)
@@ -31,9 +33,11 @@ def swiglu_norm(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: 
 
 
 def add_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + branch, its LayerNorm)."""
     x = x + branch
     return x, F.layer_norm(x, weight.shape, weight, bias, eps).to(x.dtype)
 
 
 def add_post_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x + LayerNorm(branch)."""
     return x + F.layer_norm(branch, weight.shape, weight, bias, eps).to(x.dtype)
