@@ -18,7 +18,7 @@ from clipkit.encoders.layouts import TEXT_NAMES, State
 from clipkit.encoders.origins import translate
 from clipkit.encoders.reading import Weights, read_weights, recognised
 from clipkit.encoders.resizing import fit_patches, fit_positions, fit_scalar
-from clipkit.encoders.towers_report import Resized, TowerReport, TowersReport
+from clipkit.encoders.towers_report import OTHER_TOWER, Resized, TowerReport, TowersReport
 from clipkit.errors import type_error, value_error
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _pattern(name: str, skip: Iterable[str]) -> str | None:
 def _reasons(unused: list[str], origins: Mapping[str, frozenset[str]], skipped: Mapping[str, str]) -> dict[str, str]:
     """Why each of the checkpoint's tensors has no use."""
     known = {
-        origin: f"skipped by {skipped[name]!r}" if name in skipped else "of the other tower"
+        origin: f"skipped by {skipped[name]!r}" if name in skipped else OTHER_TOWER
         for name, its_origins in origins.items()
         for origin in its_origins
     }
@@ -188,5 +188,6 @@ def _refuse_gaps(plans: Mapping[str, _Plan]) -> None:
             "towers",
             got="; ".join(complaints),
             want="every parameter filled or skipped, and every tensor used or skipped",
-            fix="create the model with the checkpoint's sizes, or name in skip what is to start anew or stay behind",
+            fix="create the model with the checkpoint's sizes (resize adapts positions and patches only), or name in "
+            "skip what is to start anew or stay behind",
         )

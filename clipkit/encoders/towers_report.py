@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+OTHER_TOWER = "of the other tower"
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -51,12 +52,12 @@ class TowerReport:
         return f"{', '.join(counts)}; {self.source} ({self.layout}), {len(self.unused)} of its tensors unused"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(what happened, name, detail); a `*` in a name stands for the numbers of blocks, counted in the detail."""
+        """(what happened, name, detail); `*` stands for the numbers of blocks, or for the whole other tower."""
         return [
             *_grouped("loaded", ((name, "") for name in self.loaded)),
             *_grouped("resized", ((name, str(how)) for name, how in self.resized.items())),
             *_grouped("skipped", ((name, f"by {pattern!r}") for name, pattern in self.skipped.items())),
-            *_grouped("unused", self.unused.items()),
+            *_grouped("unused", (("*" if why == OTHER_TOWER else name, why) for name, why in self.unused.items())),
         ]
 
 

@@ -53,7 +53,7 @@ def train(config: Config, *, resume: str = "auto", command: Sequence[str] | None
         log.info("rank %d of %d (%s) on %s", here.rank, here.world_size, here.source, here.device)
         run_dir = Path(config.output.dir)
         candidates = _candidates(run_dir, resume)
-        session = build_session(config, here, run_dir)
+        session = build_session(config, here, run_dir, resuming=bool(here.share(bool(candidates))))
         _resume(session, candidates)
         _prepare_folder(session, resume, sys.argv if command is None else command)
         if here.is_main:
@@ -103,6 +103,9 @@ def _prepare_folder(session: Session, resume: str, command: Sequence[str]) -> No
         (run_dir / "config.yaml").write_text(dump_config(session.config), encoding="utf-8")
         facts = environment(session.runtime, command)
         (run_dir / "environment.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if session.init_report is not None:
+            report = json.dumps(session.init_report.to_dict(), indent=1)
+            (run_dir / "init_report.json").write_text(report + "\n", encoding="utf-8")
     session.runtime.barrier()
 
 
