@@ -98,8 +98,9 @@ def _plan(tower: str, weights: Weights, wanted: State, skip: Sequence[str], resi
     layout = recognised(weights)
     given, origins = translate(layout, weights.state)
     own = [name for name in wanted if _belongs(name, tower)]
-    # What no tower knows counts as this one's, so that it has to be accounted for.
-    held = [name for name in given if layout.image_only or not _belongs(name, _OTHER[tower])]
+    # What no tower knows counts as this one's, so that it has to be accounted for; an image tower alone has no other's.
+    alone = layout.image_only and tower == "image"
+    held = [name for name in given if alone or not _belongs(name, _OTHER[tower])]
     names = frozenset((*own, *held))
     skipped = {name: pattern for name in (*own, *held) if (pattern := _pattern(name, skip)) is not None}
     to_fill = [name for name in own if name not in skipped]

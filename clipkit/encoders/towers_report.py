@@ -88,7 +88,7 @@ class TowersReport:
             lines.append(f"{name} tower: {tower.summary()}")
             lines += [f"  {what:8} {parameter:{width}}  {detail}".rstrip() for what, parameter, detail in rows]
         if self.untouched:
-            lines.append(f"untouched: {len(self.untouched)} parameters of the tower without a checkpoint")
+            lines.append(f"untouched: {len(self.untouched)} tensors of the tower without a checkpoint")
         return "\n".join(lines)
 
 

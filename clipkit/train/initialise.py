@@ -28,16 +28,19 @@ def check_init(init: InitConfig) -> None:
     Raises:
         FileNotFoundError: names the key and the path.
     """
+    from clipkit.train.loading import newest_checkpoint
+
     for key, source in _given(init).items():
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(
                 f"model.init.{key}: {source} does not exist; give a checkpoint file or a folder of clipkit train"
             )
-        if path.is_dir() and not (path / _EXPORTED).is_file():
-            from clipkit.train.loading import newest_checkpoint
-
-            newest_checkpoint(path)
+        if _is_run(path):
+            try:
+                newest_checkpoint(path)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"model.init.{key}: {error}") from None
 
 
 def initialise(model: nn.Module, init: InitConfig, runtime: Runtime) -> TowersReport | None:
@@ -85,9 +88,13 @@ def _read(path: Path) -> Weights:
     from clipkit.encoders.reading import Weights, read_weights
     from clipkit.train.loading import run_tensors
 
-    if path.is_dir() and not (path / _EXPORTED).is_file():
+    if _is_run(path):
         return Weights(run_tensors(path), str(path))
     return read_weights(path / _EXPORTED if path.is_dir() else path)
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and not (path / _EXPORTED).is_file()
 
 
 def _given(init: InitConfig) -> dict[str, str]:

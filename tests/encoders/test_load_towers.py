@@ -15,6 +15,7 @@ import clipkit
 from clipkit.encoders import PUBLISHED_SKIP, CLIPConfig, export_state_dict, load_towers
 from clipkit.encoders.layouts import recognise
 from clipkit.encoders.origins import translate
+from clipkit.encoders.resizing import fit_patches, fit_positions
 from tests.encoders.naive import padded_tokens, tiny_model
 
 PIXELS = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -155,6 +156,17 @@ def test_a_shorter_context_keeps_the_first_text_positions():
     assert str(report.text.resized["positional_embedding"]) == "(24, 24) -> (20, 24), first rows"
 
 
+def test_eva_clips_positions_and_kernels_are_resampled_alike():
+    positions = torch.randn(17, 8, dtype=torch.float64)
+    flat = fit_positions("visual.positional_embedding", positions, torch.Size((37, 8)), antialias=False)
+    found = fit_positions("visual.pos_embed", positions[None], torch.Size((1, 37, 8)), antialias=False)
+    assert torch.equal(found, flat[None])
+    kernel = torch.randn(8, 3, 14, 14, dtype=torch.float64)
+    found = fit_patches("visual.patch_embed.proj.weight", kernel, torch.Size((8, 3, 16, 16)))
+    torch.testing.assert_close(found, resampling(14, 16) @ kernel @ resampling(14, 16).T, rtol=1e-12, atol=1e-14)
+    assert fit_patches("visual.stem.weight", kernel, torch.Size((8, 3, 16, 16))) is None
+
+
 # Skipping
 
 
@@ -272,6 +284,13 @@ def test_a_deeper_tower_is_not_cut_to_the_models_depth():
 def test_what_cannot_be_resized_is_refused(tower, given, wanted, words):
     with pytest.raises(ValueError, match=words):
         load_towers(tiny_model(**wanted), **{tower: export_state_dict(tiny_model(seed=1, **given))})
+
+
+def test_a_checkpoint_without_the_tower_is_refused():
+    state = {name: value for name, value in export_state_dict(tiny_model(seed=1)).items() if in_image_tower(name)}
+    with pytest.raises(ValueError, match=r"text from a state dict \(clipkit image tower\) with 40 missing") as caught:
+        load_towers(tiny_model(), text=state)
+    assert "left over" not in str(caught.value)
 
 
 def test_positions_of_no_square_are_refused():
@@ -402,7 +421,7 @@ def test_the_report_is_a_table_and_json():
         "skipped visual.proj by 'visual.proj'",
         "unused * x 42; of the other tower",
         "unused visual.proj skipped by 'visual.proj'",
-        "untouched: 42 parameters of the tower without a checkpoint",
+        "untouched: 42 tensors of the tower without a checkpoint",
     ):
         assert row in words
     plain = json.loads(json.dumps(report.to_dict()))
