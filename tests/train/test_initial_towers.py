@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from clipkit import cli
 from clipkit.encoders import create_model, export_state_dict
 from clipkit.train import Ending, load_config, load_run, parse_config, train
+from clipkit.train.checkpoint import CheckpointStore
 from clipkit.train.config import InitConfig
 from clipkit.train.initialise import initialise
+from clipkit.train.loading import run_tensors
 from clipkit.train.runtime import Runtime, runtime
 from clipkit.train.session import Session
 from tests.parallel.ranks import run_on_ranks
@@ -101,6 +103,17 @@ def test_what_export_writes_is_a_tower_too(data, image_run, tmp_path):
     run(data, tmp_path / "run", model__init={"image": str(tmp_path / "exported")}, **ONE_STEP)
     run(data, tmp_path / "again", model__init={"image": str(image_run)}, **ONE_STEP)
     found, wanted = first_weights(tmp_path / "run"), first_weights(tmp_path / "again")
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize(("inside", "extra"), [("model.clip.", "model.decoder.weight"), ("model.", "optimizer.a.step")])
+def test_of_a_run_only_the_clip_model_is_read(tmp_path, inside, extra):
+    """A recipe may train a larger module, and every run has an optimizer."""
+    wanted = model(3).state_dict()
+    tensors = {inside + name: value for name, value in wanted.items()}
+    CheckpointStore(tmp_path / "checkpoints", Runtime(), keep_last=1).save(1, {**tensors, extra: torch.ones(2)}, {})
+    found = run_tensors(tmp_path)
+    assert found.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
