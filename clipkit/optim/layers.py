@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from clipkit.errors import value_error
 
@@ -30,7 +29,7 @@ _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks)\.(\d+)\.")
 
 
 def tower_of(name: str) -> str | None:
-    """"image", "text", or None for what belongs to neither (the scale, a loss's own weights)."""
+    """ "image", "text", or None for what belongs to neither (the scale, a loss's own weights)."""
     parts = name.split(".")
     if "visual" in parts:
         return IMAGE

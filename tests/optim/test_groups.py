@@ -13,7 +13,7 @@ from clipkit import create_model
 from clipkit.optim import TowerOptions, hidden_matrices, parameter_groups
 from clipkit.optim.layers import layer_scales, tower_of
 from clipkit.train.config import OptimConfig, ScheduleConfig
-from clipkit.train.rates import group_rate
+from clipkit.train.rates import group_rate, main_rate
 
 EVA_B16 = {"image": TowerOptions(2e-4, 0.05, 0.75), "text": TowerOptions(2e-5, 0.05, 0.75)}
 EVA_NO_DECAY = ("cls_token", "pos_embed", "positional_embedding")
@@ -99,7 +99,9 @@ def test_each_tower_counts_its_own_blocks():
     assert scales["visual.blocks.2.mlp.w3.bias"] == 0.5
     assert scales["positional_embedding"] == 0.9**6
     assert scales["transformer.resblocks.4.ln_1.bias"] == 0.9
-    assert {scales[name] for name in ("visual.head.bias", "visual.norm.weight", "text_projection", "logit_scale")} == {1}
+    assert {scales[name] for name in ("visual.head.bias", "visual.norm.weight", "text_projection", "logit_scale")} == {
+        1
+    }
 
 
 # What of ViT-B-32 is not inside a block: its layer, and whether the published lists decay it.
@@ -129,7 +131,12 @@ def vit():
 def test_every_parameter_of_vit_b_32_is_in_the_one_group_it_belongs_to(vit):
     towers = {"image": TowerOptions(2e-4, 0.05, 0.75), "text": TowerOptions(2e-5, 0.1, 0.65)}
     groups = parameter_groups(
-        vit.named_parameters(), lr=1.0, weight_decay=1.0, lr_scale=5e-4, towers=towers, no_decay=["positional_embedding"]
+        vit.named_parameters(),
+        lr=1.0,
+        weight_decay=1.0,
+        lr_scale=5e-4,
+        towers=towers,
+        no_decay=["positional_embedding"],
     )
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(name for name, _ in vit.named_parameters())
@@ -184,7 +191,12 @@ def test_hidden_matrices_learn_at_their_rate_times_the_towers_and_the_layers():
     towers = {"image": TowerOptions(lr=5e-4, layer_decay=0.5), "text": TowerOptions(weight_decay=0.3)}
     blocks = list(model.blocks())
     groups = parameter_groups(
-        model.named_parameters(), lr=1e-3, weight_decay=0.1, towers=towers, hidden=hidden_matrices(blocks), lr_hidden=0.02
+        model.named_parameters(),
+        lr=1e-3,
+        weight_decay=0.1,
+        towers=towers,
+        hidden=hidden_matrices(blocks),
+        lr_hidden=0.02,
     )
     found = {name: group for group in groups for name in group["names"]}
     last = found[f"visual.transformer.resblocks.{model.config.vision.layers - 1}.mlp.c_fc.weight"]
@@ -194,7 +206,12 @@ def test_hidden_matrices_learn_at_their_rate_times_the_towers_and_the_layers():
     assert "muon" not in found["token_embedding.weight"]
     with pytest.raises(ValueError, match="lr: got 0"):
         parameter_groups(
-            model.named_parameters(), lr=0.0, weight_decay=0.1, towers=towers, hidden=hidden_matrices(blocks), lr_hidden=1.0
+            model.named_parameters(),
+            lr=0.0,
+            weight_decay=0.1,
+            towers=towers,
+            hidden=hidden_matrices(blocks),
+            lr_hidden=1.0,
         )
 
 
@@ -223,7 +240,9 @@ def test_layer_decay_wants_blocks_to_decay_over(name, tower):
 
 def test_an_exclusion_that_names_nothing_is_refused(vit):
     with pytest.raises(ValueError, match=r"no_decay: got pos_embed; want parts of the names"):
-        parameter_groups(vit.named_parameters(), lr=1.0, weight_decay=0.1, no_decay=["positional_embedding", "pos_embed"])
+        parameter_groups(
+            vit.named_parameters(), lr=1.0, weight_decay=0.1, no_decay=["positional_embedding", "pos_embed"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -245,3 +264,10 @@ def test_the_floor_of_the_schedule_is_scaled_with_the_layer():
     settings = OptimConfig(schedule=ScheduleConfig("cosine", lr_min=1e-5))
     for group in parameter_groups(eva_parameters(), lr=5e-4, weight_decay=0.05, towers=EVA_B16):
         assert group_rate(group, 10, settings, 10) == pytest.approx(1e-5 * group["layer_scale"])
+
+
+def test_the_rate_that_is_shown_is_the_image_towers_whatever_group_comes_first():
+    schedule = ScheduleConfig("cosine", warmup_steps=2000)
+    assert main_rate(999, OptimConfig(lr=5e-4, schedule=schedule), 64000) == 2.5e-4
+    own = OptimConfig(lr=5e-4, image=EVA_B16["image"], text=EVA_B16["text"], schedule=schedule)
+    assert main_rate(999, own, 64000) == 1e-4
