@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CPU's LAMB passes promise beyond the optimizer's steps (tests/optim): order, rounding, extremes, bounds."""
+"""What the CPU's LAMB passes alone promise (the rest is in test_lamb.py): threads, bounds, layouts; and extremes."""
 
 from __future__ import annotations
 
@@ -78,21 +78,6 @@ def test_bits_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(ours, wanted) for ours, wanted in zip(other, results[0], strict=True))
 
 
-def test_shards_with_summed_norms_take_the_step_of_the_whole():
-    whole, shards = tensors([50_000]), tensors([50_000])
-    norms = step(whole)
-    parts = []
-    for cut in (slice(0, 7), slice(7, 30_000), slice(30_000, 50_000), slice(50_000, 50_000)):
-        lists = {name: [getattr(shards, name)[0][cut]] for name in ("weights", "gradients", "means", "variances")}
-        parts.append(lamb(shards._replace(**lists), backend="cpu"))
-    total = sum(norms for norms, _ in parts)
-    torch.testing.assert_close(total, norms, rtol=1e-6, atol=0)
-    for _, apply in parts:
-        apply(total)
-    torch.testing.assert_close(shards.weights[0], whole.weights[0], rtol=1e-6, atol=1e-7)
-    assert torch.equal(shards.means[0], whole.means[0])
-
-
 @pytest.mark.parametrize("count", [1, 5, 15, 16, 17, 31, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_nothing_beyond_a_tensor_is_touched(count, dtype):
@@ -110,29 +95,6 @@ def test_nothing_beyond_a_tensor_is_touched(count, dtype):
         assert memory[:32].isnan().all()
         assert memory[32 : 32 + count].isfinite().all()
         assert memory[32 + count :].isnan().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_16_bit_gradient_is_read_exactly(dtype):
-    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-    problem = tensors([2**16], dtype, gradients=[bits.view(dtype)], betas=(0.0, 0.0))
-    lamb(problem, backend="cpu")
-    torch.testing.assert_close(problem.means[0], bits.view(dtype).float(), rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_are_rounded_as_torch_rounds_them(dtype):
-    """All 16-bit values, halfway between neighbours, a bit to either side, and random bit patterns."""
-    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
-    values = values[values.isfinite()]
-    middle = (values[1:].double() + values[:-1].double()).float() / 2
-    patterns = torch.randint(-(2**31), 2**31, (50_000,), generator=torch.Generator().manual_seed(1)).int()
-    weights = [values, middle, middle.nextafter(middle + 1), middle.nextafter(middle - 1), patterns.view(torch.float32)]
-    weight = torch.cat(weights)
-    problem = tensors([len(weight)], dtype, weights=[weight], rates=[0.0], decays=[0.0])
-    step(problem)
-    torch.testing.assert_close(problem.copies[0], weight.to(dtype), rtol=0, atol=0, equal_nan=True)
-    assert weight.isfinite().float().mean() > 0.98
 
 
 @pytest.mark.parametrize("trust", TRUST_RULES)
