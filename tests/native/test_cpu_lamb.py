@@ -11,17 +11,10 @@ import torch
 from clipkit.engine.lamb import TRUST_RULES, lamb
 from tests.native.test_lamb import tensors
 
-native = pytest.importorskip("clipkit._native", reason="clipkit was installed without its compiled part")
-
 COUNTS = [1, 3, 15, 17, 2047, 2049, 16384, 16385, 300_000]
 
 
-@pytest.fixture(autouse=True, params=native.instruction_sets())
-def _instruction_set(request):
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield
-    native.use_instruction_set(before)
+pytestmark = pytest.mark.usefixtures("passes")
 
 
 def step(problem):
@@ -144,7 +137,7 @@ def test_dimensions_in_any_order_are_updated_where_they_lie():
         torch.testing.assert_close(found.reshape(-1), wanted, rtol=1e-6, atol=1e-7)
 
 
-def test_arguments_that_cannot_be_are_refused():
+def test_arguments_that_cannot_be_are_refused(native):
     arguments = [1, "float32", 0, 0, 0, 0, 0, 0.9, 0.98, 1e-6, 0, 1]
     native.cpu_lamb(*arguments)
     for position, bad, complaint in (
