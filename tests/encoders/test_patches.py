@@ -17,8 +17,18 @@ PIXELS = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generato
 
 @pytest.mark.parametrize(
     ("patches", "dropout", "kept"),
-    [(196, 0.5, 98), (256, 0.5, 128), (576, 0.5, 288), (196, 0.75, 49), (256, 0.3, 179), (100, 0.9, 9), (10, 0.9, 1)]
-    + [(49, 0.5, 24), (16, 0.99, 1), (5, 0.2, 4)],
+    [
+        (196, 0.5, 98),
+        (256, 0.5, 128),
+        (576, 0.5, 288),
+        (196, 0.75, 49),
+        (256, 0.3, 179),
+        (100, 0.9, 9),
+        (10, 0.9, 1),
+        (49, 0.5, 24),
+        (16, 0.99, 1),
+        (5, 0.2, 4),
+    ],
 )
 def test_kept_patches_are_distinct_and_as_many_as_promised(patches, dropout, kept):
     assert kept_patches(patches, dropout) == kept
