@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`clipkit doctor`: what is installed, which backend serves which device and dtype, and why another does not.
+"""`clipkit doctor`: what is installed, which backend and attention serve which device and dtype, why another does not.
 
 Bug reports paste this output: it names versions and hardware, no path outside the installation and no user data.
 """
@@ -27,7 +27,8 @@ _OPTIONAL = {
     "resvg-py": "drawing the SVG picture sets",
     "open_clip_torch": "drop-in host",
     "transformers": "drop-in host",
-    "flash-attn": "faster attention on NVIDIA GPUs",
+    "flash-attn": "attention on NVIDIA GPUs",
+    "flash-attn-4": "attention on Hopper and Blackwell GPUs",
     "tensorboard": "live curves",
     "wandb": "live curves",
 }
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         "hardware": list(_hardware()),
         "compiled part": [_compiled_part()],
         "backends": list(_backends()),
+        "attention": list(_attention()),
         "optional packages": list(_optional_packages()),
     }
     for title, lines in sections.items():
@@ -118,6 +120,21 @@ def _backends() -> Iterator[str]:
         else:
             yield f"{line} not available: {status.reason}"
     yield "(* used unless another is asked for)"
+
+
+def _attention() -> Iterator[str]:
+    from clipkit.encoders.attention import DENSE, PACKED
+
+    for table in (DENSE, PACKED):
+        forced = os.environ.get(table.variable)
+        if forced:
+            yield f"{table.variable}={forced} is set: nothing else runs for {table.purpose}, where it cannot, an error"
+        for status in table.report():
+            mark = "*" if status.dtypes else " "
+            reason = f"not used: {status.reason}" if status.reason and not status.dtypes else status.reason
+            what = "; ".join(filter(None, (" ".join(status.dtypes), reason)))
+            yield f"{mark} {status.device:<5} {table.purpose} {status.name:<12} {what}"
+    yield "(for heads of 64; * used)"
 
 
 def _torch_backend_works() -> bool:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from clipkit.encoders.config import EvaConfig
 from clipkit.encoders.fused import add_norm, add_post_norm, rotate, swiglu_norm
+from clipkit.encoders.patches import embed_patches, sample_patches
 from clipkit.encoders.rope import Rotation, rotation_tables
 from clipkit.encoders.transformer import LayerNorm, PictureLayout, run_block
-from clipkit.encoders.vision import embed_patches, sample_patches
 
 _ALIGNED = 64
 """Columns that a hidden width is padded to a multiple of, for the products alone. EVA02-L's 2730 makes rows of 5,460

@@ -1,43 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision transformer, and patch dropout that never computes what it drops."""
+"""The vision transformer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipkit.encoders.config import VisionConfig
+from clipkit.encoders.patches import embed_patches, sample_patches
 from clipkit.encoders.transformer import LayerNorm, PictureLayout, Transformer
-
-
-def sample_patches(count: int, patches: int, dropout: float, device: torch.device) -> Tensor:
-    """For each picture an independent uniform subset of patch numbers: int64 [count, kept].
-
-    kept = max(1, int(patches * (1 - dropout))). Drawn from torch's generator of that device, so restoring its state
-    replays the choice.
-    """
-    kept = max(1, int(patches * (1 - dropout)))
-    return torch.rand(count, patches, device=device).topk(kept, dim=1, sorted=False).indices
-
-
-def embed_patches(
-    pixels: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, kept: Tensor | None
-) -> Tensor:
-    """[n, 3, side, side] -> [n, patches, width]: weight [width, 3, size, size] times each patch's pixels, plus its
-    row of positions [patches, width]. kept: int64 [n, kept], the patches to embed; None for all.
-    """
-    count, size = pixels.shape[0], weight.shape[-1]
-    grid = pixels.shape[-1] // size
-    # [n, row, column, 3, size, size], a view
-    patches = pixels.reshape(count, 3, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
-    if kept is not None:
-        rows = torch.arange(count, device=pixels.device).unsqueeze(1)
-        patches = patches[rows, kept // grid, kept % grid]
-        positions = F.embedding(kept, positions)
-    patches = patches.reshape(count, positions.shape[-2], 3 * size * size)
-    embedded = F.linear(patches, weight.flatten(1), bias)
-    return embedded + positions.to(embedded.dtype)
 
 
 class VisionTransformer(nn.Module):
@@ -76,10 +47,9 @@ class VisionTransformer(nn.Module):
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         """[n, 1 + kept patches, width]: class token and embedded patches, positions added."""
-        count = pixels.shape[0]
-        kept = None
+        count, positions, kept = pixels.shape[0], self.positional_embedding[1:], None
         if self.training and self.patch_dropout > 0:
-            kept = sample_patches(count, self.config.grid**2, self.patch_dropout, pixels.device)
-        embedded = embed_patches(pixels, self.conv1.weight, None, self.positional_embedding[1:], kept)
+            kept = sample_patches(count, positions.shape[0], self.patch_dropout, pixels.device)
+        embedded = embed_patches(pixels, self.conv1.weight, None, positions, kept)
         first = (self.class_embedding + self.positional_embedding[0]).to(embedded.dtype)
         return torch.cat([first.expand(count, 1, -1), embedded], dim=1)

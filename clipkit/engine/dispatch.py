@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which implementation runs a sweep, and why another does not.
 
-A backend is a module with `SWEEPS` (the names it implements: sweeps, and the helpers of engine/lamb.py, patches.py and
+A backend is a module with `SWEEPS` (the names it implements: sweeps, and the helpers of engine/lamb.py and
 sample_state.py) and `obstacle(device, dtype)` (why it cannot serve such tensors, or None). Forced by the `backend=`
 argument or the environment variable CLIPKIT_BACKEND; a named backend serves the names that it has and leaves the others
 to `torch`, and one that cannot run at all is an error, never a silent change.

@@ -15,6 +15,7 @@ from torch import nn
 from clipkit.errors import value_error
 from clipkit.recipes import BaseRecipe, create_recipe
 from clipkit.train.checkpoint import CheckpointStore
+from clipkit.train.compile import compile_blocks
 from clipkit.train.config import Config
 from clipkit.train.initialise import check_init, initialise
 from clipkit.train.metrics import check_trackers
@@ -104,8 +105,7 @@ def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.
     if config.model.grad_checkpointing:
         model.set_grad_checkpointing(True)
     if train.compile:
-        for block in model.blocks():
-            block.compile()
+        compile_blocks(model.blocks())
     module.train()
     wrapped = wrap(module, model.blocks(), mode=train.parallel, runtime=runtime, low_dtype=precision.low_dtype)
     recipe.bind(wrapped, runtime.group)

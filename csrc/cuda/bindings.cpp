@@ -7,7 +7,6 @@
 
 #include "cuda/lamb.h"
 #include "cuda/merge.h"
-#include "cuda/patches.h"
 #include "cuda/repair.h"
 #include "cuda/sample_state.h"
 
@@ -167,46 +166,6 @@ void lamb(int phase, const std::string& dtype, Address tensors, int64_t tensor_c
   function(phase, problem, stream);
 }
 
-void sample_patches(uint64_t seed, uint32_t step, Address samples, int64_t pictures, int patches, int keep, Address chosen,
-                    const py::object& stream) {
-  require(pictures >= 0, "pictures: got a negative size; want at least 0");
-  require(patches >= 1 && patches <= kMostPatches, "patches: got a number outside 1 to 4096; want the patches of a picture");
-  require(keep >= 1 && keep <= patches, "keep: got a number outside 1 to patches; want how many patches stay");
-  const auto* ids = pointer<const int64_t>(samples, pictures, "samples");
-  auto* out = pointer<int64_t>(chosen, pictures * keep, "chosen");
-  if (patches <= kFewPatches)
-    run(SamplePatches<kFewPatches>{seed, step, ids, pictures, patches, keep, out}, stream, "sample_patches");
-  else
-    run(SamplePatches<kMostPatches>{seed, step, ids, pictures, patches, keep, out}, stream, "sample_patches");
-}
-
-template <class Number>
-void gather(Address pixels, Address chosen, int64_t pictures, int keep, int channels, int grid, int size, Address out, const py::object& stream) {
-  const GatherPatches<Number> kernel{pointer<const Number>(pixels, pictures, "pixels"),
-                                     pointer<const int64_t>(chosen, pictures * keep, "chosen"),
-                                     pictures,
-                                     keep,
-                                     channels,
-                                     grid,
-                                     size,
-                                     pointer<Number>(out, pictures * keep, "out")};
-  run(kernel, stream, "gather_patches");
-}
-
-void gather_patches(int bytes, Address pixels, Address chosen, int64_t pictures, int keep, int channels, int grid, int size, Address out,
-                    const py::object& stream) {
-  require(pictures >= 0 && keep >= 0, "pictures, keep: got a negative size; want at least 0");
-  require(channels >= 1 && grid >= 1 && size >= 1, "channels, grid, size: got less than 1; want the shape of the pictures");
-  const auto function = bytes == 1 ? &gather<uint8_t> : bytes == 2 ? &gather<uint16_t> : bytes == 4 ? &gather<uint32_t> : nullptr;
-  require(function != nullptr, "bytes: got another number; want 1, 2 or 4 to a pixel value");
-  function(pixels, chosen, pictures, keep, channels, grid, size, out, stream);
-}
-
-py::tuple philox_words(uint32_t first, uint32_t second, uint32_t third, uint32_t fourth, uint64_t key) {
-  const auto out = philox({{first, second, third, fourth}}, key);
-  return py::make_tuple(out.words[0], out.words[1], out.words[2], out.words[3]);
-}
-
 }  // namespace
 
 void bind_cuda(py::module_& module) {
@@ -235,11 +194,6 @@ void bind_cuda(py::module_& module) {
              arg("chunk_count"), arg("partials"), arg("norms"), arg("skip"), arg("multiply"), arg("beta1"), arg("beta2"), arg("eps"), arg("rule"),
              arg("stream") = py::none(), "One phase of LAMB over many tensors whose gradients have one dtype; see csrc/cuda/lamb.h.");
   module.attr("lamb_chunk_elements") = LambProblem::kElements;
-  module.def("sample_patches", &sample_patches, arg("seed"), arg("step"), arg("samples"), arg("pictures"), arg("patches"), arg("keep"),
-             arg("chosen"), arg("stream") = py::none(), "For each picture `keep` patch numbers, ascending, from (seed, step, sample) alone.");
-  module.def("gather_patches", &gather_patches, arg("bytes"), arg("pixels"), arg("chosen"), arg("pictures"), arg("keep"), arg("channels"),
-             arg("grid"), arg("size"), arg("out"), arg("stream") = py::none(), "Pixels of chosen patches, by channel, row, column.");
-  module.def("philox", &philox_words, arg("first"), arg("second"), arg("third"), arg("fourth"), arg("key"), "Philox-4x32-10: four random words from four words and a 64-bit key.");
 }
 
 }  // namespace clipkit

@@ -10,8 +10,8 @@ import torch
 
 from clipkit.encoders import create_model, get_config
 from clipkit.encoders.eva import SwiGLU
+from clipkit.encoders.patches import sample_patches
 from clipkit.encoders.rope import rotation_tables
-from clipkit.encoders.vision import sample_patches
 from tests.encoders.eva_models import FORMS, eva_features, small_eva
 from tests.encoders.naive import padded_tokens
 

@@ -7,10 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipkit.encoders import attention, pack
-from clipkit.encoders.transformer import TextLayout
+from clipkit.encoders import pack
 from tests.encoders.naive import padded_tokens, text_features, tiny_model
 
 MIXED = [2, 24, 7, 7, 1, 13, 24, 2, 9, 3, 23]
@@ -99,61 +97,6 @@ def test_packing_keeps_each_caption_whole_and_once(lengths):
         assert packed.ids[here].tolist() == row[:length].tolist()
         assert packed.positions[here].tolist() == list(range(length))
         assert packed.last[place] == here.stop - 1
-
-
-def _one_caption_after_another(q, k, v, q_starts, k_starts, q_max, k_max, causal):
-    """What a variable-length kernel promises."""
-    out = []
-    for i in range(len(q_starts) - 1):
-        rows, keys = slice(q_starts[i], q_starts[i + 1]), slice(k_starts[i], k_starts[i + 1])
-        assert rows.stop - rows.start <= q_max
-        assert keys.stop - keys.start <= k_max
-        parts = (t.transpose(0, 1) for t in (q[rows], k[keys], v[keys]))
-        out.append(torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=causal).transpose(0, 1))
-    return torch.cat(out)
-
-
-@pytest.mark.parametrize("backend", ["torch", "flash_attn"])
-def test_variable_length_kernels_are_called_as_they_want(monkeypatch, backend):
-    model = tiny_model()
-    tokens = padded_tokens(MIXED, CONTEXT)
-    expected = model.encode_text(tokens)
-    monkeypatch.setenv(attention.FORCE_VARIABLE, backend)
-    monkeypatch.setattr(attention, f"_{backend}_varlen", lambda: _one_caption_after_another)
-    torch.testing.assert_close(model.encode_text(tokens), expected, rtol=0, atol=1e-13)
-
-
-def test_the_installed_torch_takes_our_varlen_arguments():
-    pytest.importorskip("torch.nn.attention.varlen", reason="torch < 2.10 has no variable-length attention")
-    with FakeTensorMode():
-        qkv = [torch.empty(9, 2, 16, dtype=torch.bfloat16) for _ in range(3)]
-        starts = torch.empty(3, dtype=torch.int32)
-        for causal in (True, False):
-            assert attention._torch_varlen()(*qkv, starts, starts, 5, 5, causal).shape == (9, 2, 16)
-
-
-@pytest.mark.parametrize("pooled_only", [False, True])
-def test_a_text_block_with_a_variable_length_kernel_has_no_graph_break(monkeypatch, pooled_only):
-    pytest.importorskip("torch.nn.attention.varlen", reason="torch < 2.10 has no variable-length attention")
-    monkeypatch.setenv(attention.FORCE_VARIABLE, "torch")
-    model = tiny_model(torch.bfloat16)
-    text = model.pack(padded_tokens(MIXED, CONTEXT)).to("meta")
-    block = model.to("meta").transformer.blocks()[0]
-    x = torch.empty(len(text.ids), 24, dtype=torch.bfloat16, device="meta")
-    layout = TextLayout(text, attention.packed_attention(x.device, x.dtype, 16))
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
-    assert compiled(x, layout, pooled_only).shape == ((len(MIXED) if pooled_only else len(text.ids)), 24)
-
-
-def test_backend_is_chosen_by_device_and_dtype_and_can_be_forced(monkeypatch):
-    cpu = torch.device("cpu")
-    assert attention.packed_backend(cpu, torch.bfloat16, 64) == "groups"
-    assert attention.packed_backend(torch.device("cuda"), torch.float32, 64) == "groups"
-    monkeypatch.setenv(attention.FORCE_VARIABLE, "flash_attn")
-    assert attention.packed_backend(cpu, torch.float32, 64) == "flash_attn"
-    monkeypatch.setenv(attention.FORCE_VARIABLE, "fast")
-    with pytest.raises(ValueError, match=r"CLIPKIT_PACKED_ATTENTION: got 'fast'; want torch or flash_attn or groups"):
-        attention.packed_backend(cpu, torch.float32, 64)
 
 
 @pytest.mark.parametrize(

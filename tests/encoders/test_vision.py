@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.encoders import create_model
-from clipkit.encoders.vision import sample_patches
+from clipkit.encoders.patches import sample_patches
 from tests.encoders.naive import image_features, tiny_model
 
 PIXELS = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -52,22 +52,6 @@ def test_patch_dropout_is_off_in_evaluation_and_replays_from_the_generator():
     assert not torch.equal(first, second)
     torch.set_rng_state(state)
     assert torch.equal(model.encode_image(PIXELS), first)
-
-
-@pytest.mark.parametrize(("patches", "dropout", "kept"), [(49, 0.5, 24), (196, 0.75, 49), (16, 0.99, 1), (5, 0.2, 4)])
-def test_kept_patches_are_distinct_and_as_many_as_promised(patches, dropout, kept):
-    sample = sample_patches(7, patches, dropout, torch.device("cpu"))
-    assert sample.shape == (7, kept)
-    assert all(len(set(row.tolist())) == kept for row in sample)
-
-
-def test_every_patch_is_kept_equally_often_and_pictures_draw_apart():
-    torch.manual_seed(0)
-    sample = sample_patches(4000, 16, 0.5, torch.device("cpu"))
-    counts = torch.bincount(sample.flatten(), minlength=16).double()
-    # 4000 draws with probability 1/2: standard deviation 32; 5 of them never happen by chance
-    assert (counts - 2000).abs().max() < 5 * 32
-    assert len({tuple(sorted(row.tolist())) for row in sample}) > 3000
 
 
 def test_patch_dropout_saves_the_embedding_of_dropped_patches_too():

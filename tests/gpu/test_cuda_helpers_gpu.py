@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipkit.engine import patches, sample_state
+from clipkit.engine import sample_state
 from clipkit.engine.cuda_backend import merge_partials, obstacle, repair_lines
 from clipkit.engine.lamb import lamb
 from clipkit.optim import Lamb
@@ -118,24 +118,6 @@ def test_a_table_beyond_two_to_the_31_values():
     sample_state.scatter_state(table, ids, torch.tensor([[1.0, 2.0]] * 3, device="cuda"), backend="cuda")
     assert table[-1].tolist() == table[0].tolist() == [1.0, 2.0]
     assert sample_state.gather_state(table, ids, backend="cuda").isnan().any(dim=1).tolist() == [False, False, True]
-
-
-@pytest.mark.parametrize("number, keep", [(1, 1), (196, 98), (1025, 1000), (4096, 17)])
-def test_patches_are_those_of_plain_torch(number, keep):
-    samples = torch.tensor([0, 1, 2**40, 400_000_000])
-    options = {"patches": number, "keep": keep, "seed": 2**63 + 5, "step": 7}
-    found = patches.sample_patches(samples.cuda(), **options, backend="cuda")
-    assert torch.equal(found.cpu(), patches.sample_patches(samples, **options, backend="torch"))
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("channels, grid, size", [(3, 14, 16), (1, 5, 3)])
-def test_gathered_pixels_are_those_of_plain_torch(channels, grid, size, dtype):
-    pixels = torch.randint(0, 255, (3, channels, grid * size, grid * size)).to(dtype).cuda()
-    samples = torch.arange(3, device="cuda")
-    chosen = patches.sample_patches(samples, patches=grid**2, keep=grid**2 // 2, seed=0, step=0, backend="cuda")
-    found = patches.gather_patches(pixels, chosen, size=size, backend="cuda")
-    assert torch.equal(found, patches.gather_patches(pixels, chosen, size=size, backend="torch"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,30 +11,25 @@ from clipkit.engine.cuda_backend.finaliser import Suspects, merge_partials, repa
 from clipkit.engine.cuda_backend.hopper import log_sum_exps
 from clipkit.engine.cuda_backend.lamb import lamb
 from clipkit.engine.cuda_backend.library import obstacle
-from clipkit.engine.cuda_backend.patches import gather_patches, sample_patches
 from clipkit.engine.cuda_backend.sample_state import advance_state, gather_state, scatter_state
 
 __all__ = [
     "SWEEPS",
     "Suspects",
     "advance_state",
-    "gather_patches",
     "gather_state",
     "lamb",
     "log_sum_exps",
     "merge_partials",
     "obstacle",
     "repair_lines",
-    "sample_patches",
     "scatter_state",
 ]
 
 SWEEPS = (
     "advance_state",
-    "gather_patches",
     "gather_state",
     "lamb",
     "log_sum_exps",
-    "sample_patches",
     "scatter_state",
 )

@@ -10,7 +10,6 @@ import torch
 from clipkit.engine.torch_backend.detached import softmax_sweep
 from clipkit.engine.torch_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
 from clipkit.engine.torch_backend.lamb import lamb
-from clipkit.engine.torch_backend.patches import gather_patches, sample_patches
 from clipkit.engine.torch_backend.sample_state import advance_state, gather_state, scatter_state
 from clipkit.engine.torch_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.torch_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
@@ -23,14 +22,12 @@ __all__ = [
     "curvature_products",
     "curvature_sums",
     "exponential_products",
-    "gather_patches",
     "gather_state",
     "labelled_sigmoid_sweep",
     "lamb",
     "log_sum_exps",
     "obstacle",
     "pair_divergence",
-    "sample_patches",
     "scatter_state",
     "sigmoid_sweep",
     "softmax_sweep",

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which attention kernel runs: dense for pictures, variable-length for packed text.
+"""Causal attention inside each caption of packed text.
 
-Packed text has three backends. `torch` is PyTorch's own variable-length flash attention (torch >= 2.10), `flash_attn`
-the package of that name; both need CUDA and 16-bit inputs. `groups` works everywhere: captions of equal length are
-neighbours in a PackedText, so each run of them is a plain dense batch, a view without copy, padding or mask.
-CLIPKIT_PACKED_ATTENTION forces one of them.
+The flash-attention packages and torch's own `torch.nn.attention.varlen` (torch >= 2.10) need CUDA and 16-bit inputs.
+`groups` works everywhere: captions of equal length are neighbours in a PackedText, so each run of them is a plain dense
+batch, a view without copy, padding or mask.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,21 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from clipkit.encoders.attention.choice import Kernel, Table
+from clipkit.encoders.attention.flash import FLASH
 from clipkit.encoders.packing import PackedText
-from clipkit.errors import value_error
-
-PACKED_BACKENDS = ("torch", "flash_attn", "groups")
-FORCE_VARIABLE = "CLIPKIT_PACKED_ATTENTION"
-_MAX_FLASH_HEAD = 256
 
 PackedAttention = Callable[[Tensor, Tensor, Tensor, PackedText], Tensor]
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, bool], Tensor]
-
-
-def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every token of a picture sees every other. [n, tokens, heads, head width]; the query may have fewer tokens."""
-    out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    return out.transpose(1, 2)
+VariableLength = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, bool], Tensor]
 
 
 def packed_attention(device: torch.device, dtype: torch.dtype, head_width: int) -> PackedAttention:
@@ -45,43 +34,15 @@ def packed_attention(device: torch.device, dtype: torch.dtype, head_width: int) 
     token, which sees its whole caption. It returns the query's shape.
 
     Chosen once a forward pass and handed to the blocks, so that a compiled block looks nothing up.
+    ValueError when CLIPKIT_PACKED_ATTENTION names a kernel that does not exist or cannot serve such inputs.
     """
-    backend = packed_backend(device, dtype, head_width)
-    if backend == "groups":
-        return grouped_attention
-    return _over_starts(_torch_varlen() if backend == "torch" else _flash_attn_varlen())
+    return PACKED.choose(device, dtype, head_width).load()
 
 
-def packed_backend(device: torch.device, dtype: torch.dtype, head_width: int) -> str:
-    """The backend that `packed_attention` takes for such inputs: "torch", "flash_attn" or "groups".
+@functools.lru_cache(maxsize=8)
+def over_starts(kernel: VariableLength) -> PackedAttention:
+    """Packed attention by a kernel that takes cumulative lengths; the same function for the same kernel, always."""
 
-    ValueError when CLIPKIT_PACKED_ATTENTION names an unknown one.
-    """
-    forced = os.environ.get(FORCE_VARIABLE)
-    if forced:
-        if forced not in PACKED_BACKENDS:
-            raise value_error(
-                FORCE_VARIABLE, got=repr(forced), want=" or ".join(PACKED_BACKENDS), fix="unset it to choose by device"
-            )
-        return forced
-    flash_can = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    if flash_can and head_width <= _MAX_FLASH_HEAD and head_width % 8 == 0:
-        return _installed_flash()
-    return "groups"
-
-
-@functools.lru_cache(maxsize=1)
-def _installed_flash() -> str:
-    if torch.cuda.get_device_capability() >= (8, 0):
-        if importlib.util.find_spec("torch.nn.attention.varlen"):
-            return "torch"
-        if importlib.util.find_spec("flash_attn"):
-            return "flash_attn"
-    return "groups"
-
-
-@functools.lru_cache(maxsize=2)
-def _over_starts(kernel: Kernel) -> PackedAttention:
     def attend(query: Tensor, key: Tensor, value: Tensor, text: PackedText) -> Tensor:
         starts, longest = text.cu_seqlens, text.context_length
         if query.shape[0] == key.shape[0]:
@@ -93,7 +54,7 @@ def _over_starts(kernel: Kernel) -> PackedAttention:
 
 
 @functools.lru_cache(maxsize=1)
-def _torch_varlen() -> Kernel:
+def torch_varlen() -> VariableLength:
     """torch's varlen attention with one signature: 2.10 says is_causal, later ones say window_size."""
     attend: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     if "is_causal" in inspect.signature(attend).parameters:
@@ -107,14 +68,19 @@ def _torch_varlen() -> Kernel:
     return windowed
 
 
-@functools.lru_cache(maxsize=1)
-def _flash_attn_varlen() -> Kernel:
-    attend: Any = importlib.import_module("flash_attn").flash_attn_varlen_func
-
-    def flash(q: Tensor, k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, q_max: int, k_max: int, causal: bool) -> Tensor:
-        return attend(q, k, v, qs, ks, q_max, k_max, causal=causal)
-
-    return flash
+def _torch_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
+    if device.type != "cuda":
+        return "needs a CUDA device"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "needs float16 or bfloat16"
+    if head_width > 256 or head_width % 8:
+        return "needs heads of a multiple of 8 up to 256"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"needs compute capability 8.0; this device has {capability[0]}.{capability[1]}"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return "needs torch 2.10"
+    return None
 
 
 @torch.compiler.disable
@@ -141,3 +107,18 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, text: PackedTex
         )
         outputs.append(out.transpose(1, 2).reshape(-1, heads, width))
     return torch.cat(outputs)
+
+
+def _flash(name: str) -> Kernel:
+    return Kernel(name, FLASH[name].obstacle, lambda: over_starts(FLASH[name].packed()))
+
+
+PACKED = Table(
+    purpose="captions",
+    variable="CLIPKIT_PACKED_ATTENTION",
+    kernels=(
+        *(_flash(name) for name in FLASH),
+        Kernel("torch", _torch_obstacle, lambda: over_starts(torch_varlen())),
+        Kernel("groups", lambda device, dtype, head_width: None, lambda: grouped_attention),
+    ),
+)
