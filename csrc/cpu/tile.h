@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/lines.h"
+
 namespace clipkit {
 
 struct Tile {
@@ -130,6 +132,7 @@ struct TilePasses {
   void (*divergence)(Divergence&);
   void (*curvature_sums)(const CurvatureSums&);
   void (*curvature_weights)(const CurvatureWeights&);
+  LinePasses lines;
 };
 
 // Null where the compiler or the processor's kind does not have the instructions.

@@ -2,6 +2,7 @@
 // All passes, compiled for the instruction set of the including file.
 #pragma once
 
+#include "cpu/line_passes.h"
 #include "cpu/tile_anchors.h"
 #include "cpu/tile_curvature.h"
 #include "cpu/tile_divergence.h"
@@ -15,7 +16,8 @@ namespace {
 
 constexpr TilePasses passes_named(const char* name) {
   return {name,         tile_statistics, tile_anchors,        tile_gradient,         tile_online_softmax,
-          tile_sigmoid, tile_divergence, tile_curvature_sums, tile_curvature_weights};
+          tile_sigmoid, tile_divergence, tile_curvature_sums, tile_curvature_weights,
+          line_passes};
 }
 
 }  // namespace
