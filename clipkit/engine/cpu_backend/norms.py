@@ -74,9 +74,7 @@ def _normalise(
     """Means and inverse deviations, once a pass has made its lines."""
     weight, bias = _plain(weight), _plain(bias)
     mean, rstd = weight.new_empty(count), weight.new_empty(count)
-    norm = compiled().Norm(
-        weight.data_ptr(), bias.data_ptr(), len(weight), eps, mean.data_ptr(), rstd.data_ptr()
-    )
+    norm = compiled().Norm(weight.data_ptr(), bias.data_ptr(), len(weight), eps, mean.data_ptr(), rstd.data_ptr())
     over_blocks(blocks_of(count), lambda _, some: run(norm, *lines, some.start, some.stop))
     return mean, rstd
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`clipkit.engine.norms` in plain torch: the formulas, and loops over pieces of a batch around them.
+"""`clipkit.engine.norms` in plain torch: the formulas, and a batch in pieces around them.
 
 The formulas alone are what torch.compile is shown (see clipkit/encoders/fused): it fuses them by itself.
 """
@@ -12,14 +12,12 @@ from torch.nn import functional as F
 
 from clipkit.engine.norms import Normed
 from clipkit.engine.precision import accumulation, widen
-from clipkit.engine.torch_backend.pieces import pieces
+from clipkit.engine.torch_backend.pieces import in_pieces
 
 
 def swiglu_norm(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Normed:
     """See `clipkit.engine.norms.swiglu_norm`."""
-    out, mean, rstd = gate.new_empty(gate.shape), *_statistics(gate)
-    for rows in pieces(gate):
-        out[rows], mean[rows], rstd[rows] = swiglu_norm_formula(gate[rows], value[rows], weight, bias, eps)
+    out, mean, rstd = in_pieces(lambda g, v: swiglu_norm_formula(g, v, weight, bias, eps), gate, value)
     return out, mean, rstd
 
 
@@ -36,26 +34,25 @@ def swiglu_norm_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `clipkit.engine.norms.swiglu_norm_gradients`."""
     hidden = weight.shape[0]
-    d_gate, d_value = gate.new_zeros(gate.shape), value.new_zeros(value.shape)
-    d_weight, d_bias = _sums(weight, gate)
-    for rows in pieces(gate):
-        g, v = (widen(factor[rows, :hidden]) for factor in (gate, value))
+    sums = _Sums(weight, gate)
+
+    def piece(grad: Tensor, gate: Tensor, value: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        g, v = (widen(factor[:, :hidden]) for factor in (gate, value))
         active = F.silu(g)
-        d_gated = _into(d_weight, d_bias, grad[rows, :hidden], active * v, weight, mean[rows], rstd[rows])
-        d_value[rows, :hidden] = d_gated * active
-        d_gate[rows, :hidden] = torch.ops.aten.silu_backward(d_gated * v, g)
-    return d_gate, d_value, d_weight, d_bias
+        d_gated = sums.rows_gradient(grad[:, :hidden], active * v, mean, rstd)
+        d_gate, d_value = torch.ops.aten.silu_backward(d_gated * v, g), d_gated * active
+        beyond = (0, gate.shape[1] - hidden)
+        return F.pad(d_gate, beyond).to(gate.dtype), F.pad(d_value, beyond).to(gate.dtype)
+
+    d_gate, d_value = in_pieces(piece, grad, gate, value, mean, rstd)
+    return d_gate, d_value, sums.weight, sums.bias
 
 
 def add_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `clipkit.engine.norms.add_norm`."""
-    total, normed = x.new_empty(x.shape), branch.new_empty(branch.shape)
-    mean, rstd = _statistics(x)
-    for rows in pieces(x):
-        results = add_norm_formula(x[rows], branch[rows], weight, bias, eps)
-        total[rows], normed[rows], mean[rows], rstd[rows] = results
+    total, normed, mean, rstd = in_pieces(lambda a, b: add_norm_formula(a, b, weight, bias, eps), x, branch)
     return total, normed, mean, rstd
 
 
@@ -70,9 +67,7 @@ def add_norm_formula(
 
 def add_post_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Normed:
     """See `clipkit.engine.norms.add_post_norm`."""
-    out, mean, rstd = x.new_empty(x.shape), *_statistics(x)
-    for rows in pieces(x):
-        out[rows], mean[rows], rstd[rows] = add_post_norm_formula(x[rows], branch[rows], weight, bias, eps)
+    out, mean, rstd = in_pieces(lambda a, b: add_post_norm_formula(a, b, weight, bias, eps), x, branch)
     return out, mean, rstd
 
 
@@ -86,12 +81,14 @@ def norm_gradients(
     grad: Tensor, residual: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `clipkit.engine.norms.norm_gradients`."""
-    d_x = x.new_empty(x.shape)
-    d_weight, d_bias = _sums(weight, x)
-    for rows in pieces(x):
-        own = _into(d_weight, d_bias, grad[rows], widen(x[rows]), weight, mean[rows], rstd[rows])
-        d_x[rows] = own if residual is None else own + residual[rows]
-    return d_x, d_weight, d_bias
+    sums = _Sums(weight, x)
+
+    def piece(grad: Tensor, residual: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor]:
+        own = sums.rows_gradient(grad, widen(x), mean, rstd)
+        return ((own if residual is None else own + residual).to(x.dtype),)
+
+    (d_x,) = in_pieces(piece, grad, residual, x, mean, rstd)
+    return d_x, sums.weight, sums.bias
 
 
 def normalised(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Normed:
@@ -100,24 +97,19 @@ def normalised(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Normed
     return normed, mean.squeeze(-1), rstd.squeeze(-1)
 
 
-def _into(
-    d_weight: Tensor, d_bias: Tensor, grad: Tensor, rows: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> Tensor:
-    """The gradient of rows of the accumulation type; those of weight and bias are added up."""
-    affine, statistics = weight.to(rows), (mean.unsqueeze(-1), rstd.unsqueeze(-1))
-    d_rows, for_weight, for_bias = torch.ops.aten.native_layer_norm_backward(
-        widen(grad), rows, [rows.shape[-1]], *statistics, affine, affine, [True, True, True]
-    )
-    d_weight += for_weight
-    d_bias += for_bias
-    return d_rows
+class _Sums:
+    """The gradients of weight and bias, added up piece by piece."""
 
+    def __init__(self, weight: Tensor, like: Tensor) -> None:
+        self._affine = weight.to(accumulation(like))
+        self.weight, self.bias = torch.zeros_like(self._affine), torch.zeros_like(self._affine)
 
-def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
-    mean = like.new_empty(len(like), dtype=accumulation(like))
-    return mean, torch.empty_like(mean)
-
-
-def _sums(weight: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    total = weight.new_zeros(weight.shape, dtype=accumulation(like))
-    return total, total.clone()
+    def rows_gradient(self, grad: Tensor, rows: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        """The gradient of rows of the accumulation type, for that of their LayerNorm."""
+        statistics = (mean.unsqueeze(-1), rstd.unsqueeze(-1))
+        d_rows, for_weight, for_bias = torch.ops.aten.native_layer_norm_backward(
+            widen(grad), rows, [rows.shape[-1]], *statistics, self._affine, self._affine, [True, True, True]
+        )
+        self.weight += for_weight
+        self.bias += for_bias
+        return d_rows

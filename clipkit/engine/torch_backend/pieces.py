@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large tensors a piece at a time, where each piece passes through temporaries of the accumulation type."""
+"""Functions of large tensors computed a piece at a time, where each piece passes through temporaries of the accumulation
+type.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 _CPU_ELEMENTS, _ELEMENTS = 1 << 18, 1 << 24
@@ -13,9 +16,15 @@ which a kernel over as much takes longer than its launch.
 """
 
 
-def pieces(like: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension, in order."""
-    most = _CPU_ELEMENTS if like.device.type == "cpu" else _ELEMENTS
-    step = max(1, most // max(1, like[:1].numel()))
-    for start in range(0, len(like), step):
-        yield slice(start, min(start + step, len(like)))
+def in_pieces(function: Callable[..., tuple[Tensor, ...]], *operands: Tensor | None) -> tuple[Tensor, ...]:
+    """function(*operands), where all operands that are there share a first dimension, which every result keeps."""
+    largest = max((operand for operand in operands if operand is not None), key=torch.numel)
+    most = _CPU_ELEMENTS if largest.device.type == "cpu" else _ELEMENTS
+    step = max(1, most // max(1, largest[:1].numel()))
+    if len(largest) <= step:
+        return function(*operands)
+    pieces = [
+        function(*(None if operand is None else operand[start : start + step] for operand in operands))
+        for start in range(0, len(largest), step)
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

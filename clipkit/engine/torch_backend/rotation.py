@@ -7,19 +7,21 @@ import torch
 from torch import Tensor
 
 from clipkit.engine.precision import widen
-from clipkit.engine.torch_backend.pieces import pieces
+from clipkit.engine.torch_backend.pieces import in_pieces
 
 
 def rotate(
     query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor, places: Tensor | None, *, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """See `clipkit.engine.rotation.rotate`."""
-    results = (query.new_empty(query.shape), key.new_empty(key.shape))
-    for some in pieces(key):
-        there = None if places is None else places[some]
-        for result, tokens in zip(results, (query, key), strict=True):
-            result[some] = turned(tokens[some], cosines, -sines if inverse else sines, there)
-    return results
+    sines = -sines if inverse else sines
+
+    def both(query: Tensor, key: Tensor, places: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(turned(tokens, cosines, sines, places) for tokens in (query, key))
+
+    turned_query, turned_key = in_pieces(both, query, key, places)
+    # an operator returns no argument of its own
+    return turned_query.clone() if query.shape[1] == 1 else turned_query, turned_key
 
 
 def turned(tokens: Tensor, cosines: Tensor, sines: Tensor, places: Tensor | None) -> Tensor:

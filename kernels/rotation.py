@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary positions of picture tokens: queries and keys in one launch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .form import FUSION, on_device_of, unit_inner_stride
+
+ELEMENTS = 2048
+"""Of one head's tokens in a program of four warps: two loads of 16 bytes a thread where they are 16 bit. What a token's
+angles cost is shared by all its heads, of queries and of keys."""
+
+
+@triton.jit
+def turn_tokens(
+    query,
+    key,
+    cosines,
+    sines,
+    places,
+    turned_query,
+    turned_key,
+    pictures,
+    tokens,
+    query_tokens,
+    heads,
+    table,
+    query_picture_stride,
+    query_token_stride,
+    query_head_stride,
+    key_picture_stride,
+    key_token_stride,
+    key_head_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    PLACES: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    """One program: BLOCK tokens, counted through all pictures, with all heads. Rows of the tables are [WIDTH / 2]; a
+    place outside [0, table) gives NaN, and nothing there is read.
+    """
+    number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    picture, token = number // tokens, number % tokens
+    there = picture < pictures
+    moved = there & (token > 0)
+    place = token - 1
+    if PLACES:
+        place = tl.load(places + picture * (tokens - 1) + place, mask=moved, other=0)
+    pair = tl.arange(0, BLOCK_WIDTH // 2)
+    angles = place[:, None] * (WIDTH // 2) + pair[None, :]
+    known = (moved & (place >= 0) & (place < table))[:, None] & (pair < WIDTH // 2)[None, :]
+    cosine = tl.load(cosines + angles, mask=known, other=float("nan"))
+    sine = tl.load(sines + angles, mask=known, other=float("nan"))
+    if INVERSE:
+        sine = -sine
+
+    query_at = picture * query_picture_stride + token * query_token_stride
+    key_at = picture * key_picture_stride + token * key_token_stride
+    query_to = (picture * query_tokens + token) * heads * WIDTH
+    key_to = number * heads * WIDTH
+    query_there = there & (token < query_tokens)
+    for head in range(0, heads):
+        turn(
+            query, turned_query, query_at + head * query_head_stride, query_to + head * WIDTH, query_there, moved,
+            cosine, sine, WIDTH, BLOCK, BLOCK_WIDTH,
+        )  # fmt: skip
+        turn(
+            key, turned_key, key_at + head * key_head_stride, key_to + head * WIDTH, there, moved,
+            cosine, sine, WIDTH, BLOCK, BLOCK_WIDTH,
+        )  # fmt: skip
+
+
+@triton.jit
+def turn(
+    source, target, start, end, there, moved, cosine, sine,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One head of BLOCK tokens. The numbers of a pair are neighbours in a thread's registers, so nothing is exchanged
+    between threads.
+    """
+    channel = tl.arange(0, BLOCK_WIDTH)[None, :]
+    inside = there[:, None] & (channel < WIDTH)
+    x = tl.load(source + start[:, None] + channel, mask=inside, other=0.0)
+    even, odd = tl.split(tl.reshape(x.to(tl.float32), (BLOCK, BLOCK_WIDTH // 2, 2)))
+    pairs = tl.join(even * cosine - odd * sine, odd * cosine + even * sine)
+    y = tl.reshape(pairs, (BLOCK, BLOCK_WIDTH)).to(x.dtype)
+    tl.store(target + end[:, None] + channel, tl.where(moved[:, None], y, x), mask=inside)
+
+
+def rotate(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    places: torch.Tensor | None,
+    *,
+    inverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """query [n, tokens or 1, heads, d] and key [n, tokens, heads, d] with adjacent pairs turned by their angles,
+    contiguous; tables fp32 [places, d / 2], places int64 [n, tokens - 1] or None (token t: row t - 1). Token 0 stays.
+    """
+    query, key = unit_inner_stride(query), unit_inner_stride(key)
+    turned_query, turned_key = query.new_empty(query.shape), key.new_empty(key.shape)
+    pictures, tokens, heads, width = key.shape
+    if key.numel() == 0:
+        return turned_query, turned_key
+    block_width = triton.next_power_of_2(width)
+    block = max(1, ELEMENTS // block_width)
+    with on_device_of(key):
+        turn_tokens[(triton.cdiv(pictures * tokens, block),)](
+            query,
+            key,
+            cosines.contiguous(),
+            sines.contiguous(),
+            key if places is None else places.contiguous(),
+            turned_query,
+            turned_key,
+            pictures,
+            tokens,
+            query.shape[1],
+            heads,
+            cosines.shape[0],
+            *query.stride()[:3],
+            *key.stride()[:3],
+            WIDTH=width,
+            BLOCK=block,
+            BLOCK_WIDTH=block_width,
+            PLACES=places is not None,
+            INVERSE=inverse,
+            num_warps=4,
+            **FUSION,
+        )
+    return turned_query, turned_key
