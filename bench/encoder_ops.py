@@ -3,8 +3,8 @@
 
     python -m bench.encoder_ops
 
-Ways: "eager" is the operation as models usually write it, "compiled" the same function through torch.compile (Inductor),
-and the rest are clipkit's operators on each backend of the device. They take turns in one process. "floor ms" is what
+Ways: "eager" is the operation as models usually write it, "compiled" the same function by torch.compile, and the rest
+are clipkit's operators on each backend of the device. They take turns in one process. "floor ms" is what
 the bytes that cannot be avoided (inputs read once and outputs written once, forward and backward) take at the rate of a
 copy of as many bytes, measured in the same turns.
 

@@ -1,61 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual sums with the LayerNorm that follows them, or that their branch passes through first: one pass."""
+"""Residual sums with LayerNorms and their gradients: the launch code around kernels/rows_residual_norm.py and
+rows_norm_gradients.py.
+"""
 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 
 from .form import on_device_of, unit_inner_stride
-from .norm_rows import normalised, row_options
-
-
-@triton.jit
-def residual_norm_rows(
-    x,
-    branch,
-    weight,
-    bias,
-    total,
-    normed,
-    mean,
-    rstd,
-    x_stride,
-    branch_stride,
-    eps,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    POST: tl.constexpr,
-):
-    """One program, one row: total = x + branch and normed = LayerNorm(total), of the total as it is stored; POST: total
-    = x + LayerNorm(branch) alone.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < WIDTH
-    to = row * WIDTH + column
-    addend = tl.load(branch + row * branch_stride + column, mask=inside, other=0.0).to(tl.float32)
-    residual = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    if not POST:
-        rounded = (residual + addend).to(total.dtype.element_ty)
-        tl.store(total + to, rounded, mask=inside)
-        addend = rounded.to(tl.float32)
-    z, row_mean, row_rstd = normalised(addend, inside, WIDTH, eps)
-    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    if POST:
-        tl.store(total + to, residual + (z * w + b), mask=inside)
-    else:
-        tl.store(normed + to, z * w + b, mask=inside)
-    tl.store(mean + row, row_mean)
-    tl.store(rstd + row, row_rstd)
+from .norm_launches import partial_sums, row_options
+from .rows_norm_gradients import norm_gradient_rows
+from .rows_residual_norm import residual_norm_rows
 
 
 def add_norm(
     x: torch.Tensor, branch: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(x + branch in x's dtype, its LayerNorm in the branch's, mean, rstd) for [rows, width]; statistics fp32 [rows]."""
+    """(x + branch in x's dtype, its LayerNorm in the branch's, mean, rstd) for [rows, width]; these two fp32 [rows]."""
     total, normed = x.new_empty(x.shape), branch.new_empty(branch.shape)
     return total, normed, *_launch(x, branch, weight, bias, eps, total, normed)
 
@@ -100,3 +61,39 @@ def _launch(
                 **row_options(width),
             )
     return mean, rstd
+
+
+def norm_gradients(
+    grad: torch.Tensor,
+    residual: torch.Tensor | None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of x [rows, width] (plus `residual`), in its dtype, and of weight and bias [width], fp32."""
+    grad, x, d_x = unit_inner_stride(grad), unit_inner_stride(x), x.new_empty(x.shape)
+    past = grad if residual is None else unit_inner_stride(residual)
+    rows, width = x.shape
+    stretch, partials = partial_sums(rows, weight)
+    if rows:
+        with on_device_of(x):
+            norm_gradient_rows[(partials.shape[1],)](
+                grad,
+                past,
+                x,
+                weight.contiguous(),
+                mean,
+                rstd,
+                d_x,
+                partials,
+                rows,
+                stretch,
+                grad.stride(0),
+                past.stride(0),
+                x.stride(0),
+                WIDTH=width,
+                RESIDUAL=residual is not None,
+                **row_options(width),
+            )
+    return d_x, partials[0].sum(0), partials[1].sum(0)

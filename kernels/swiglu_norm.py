@@ -1,58 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm of silu(gate) * value: one pass over both."""
+"""LayerNorm of silu(gate) * value and its gradients: the launch code around kernels/rows_swiglu_norm*.py."""
 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 
 from .form import on_device_of, unit_inner_stride
-from .norm_rows import normalised, row_options
-
-
-@triton.jit
-def swiglu_norm_rows(
-    gate,
-    value,
-    weight,
-    bias,
-    out,
-    mean,
-    rstd,
-    gate_stride,
-    value_stride,
-    out_stride,
-    eps,
-    HIDDEN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program, one row of WIDTH columns, of which the first HIDDEN are normalised and the others become zero."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < HIDDEN
-    g = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(value + row * value_stride + column, mask=inside, other=0.0).to(tl.float32)
-    z, row_mean, row_rstd = normalised(g * logistic(g) * v, inside, HIDDEN, eps)
-    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * out_stride + column, z * w + b, mask=column < WIDTH)
-    tl.store(mean + row, row_mean)
-    tl.store(rstd + row, row_rstd)
-
-
-@triton.jit
-def logistic(x):
-    """1 / (1 + e^-x), right at both ends: e^-x may be infinite."""
-    return 1.0 / (1.0 + tl.exp(-x))
+from .norm_launches import partial_sums, row_options
+from .rows_swiglu_norm import swiglu_norm_rows
+from .rows_swiglu_norm_gradients import swiglu_norm_gradient_rows
 
 
 def swiglu_norm(
     gate: torch.Tensor, value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(out, mean, rstd) for gate and value [rows, width]; weight and bias [hidden], hidden <= width. Statistics are fp32
-    [rows].
+    """(out, mean, rstd) for gate and value [rows, width]; weight and bias [hidden], hidden <= width. The last two are
+    fp32 [rows].
     """
     gate, value, out = unit_inner_stride(gate), unit_inner_stride(value), gate.new_empty(gate.shape)
     rows, width = gate.shape
@@ -77,3 +40,41 @@ def swiglu_norm(
                 **row_options(width),
             )
     return out, mean, rstd
+
+
+def swiglu_norm_gradients(
+    grad: torch.Tensor,
+    gate: torch.Tensor,
+    value: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of gate and value [rows, width], in their dtype, and of weight and bias [hidden], fp32."""
+    grad, gate, value = (unit_inner_stride(tensor) for tensor in (grad, gate, value))
+    d_gate, d_value = gate.new_empty(gate.shape), value.new_empty(value.shape)
+    rows, width = gate.shape
+    stretch, partials = partial_sums(rows, weight)
+    if rows:
+        with on_device_of(gate):
+            swiglu_norm_gradient_rows[(partials.shape[1],)](
+                grad,
+                gate,
+                value,
+                weight.contiguous(),
+                mean,
+                rstd,
+                d_gate,
+                d_value,
+                partials,
+                rows,
+                stretch,
+                grad.stride(0),
+                gate.stride(0),
+                value.stride(0),
+                width,
+                HIDDEN=weight.shape[0],
+                WIDTH=width,
+                **row_options(width),
+            )
+    return d_gate, d_value, partials[0].sum(0), partials[1].sum(0)

@@ -11,7 +11,7 @@ from clipkit.engine.dispatch import choose
 def rotate(
     query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor, places: Tensor | None, *, inverse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Both of them, contiguous: every adjacent pair (2m, 2m + 1) of a head as a point of the plane, turned by its angle.
+    """Both of them, contiguous: every adjacent pair (2m, 2m + 1) of a head, a point of the plane, turned by its angle.
 
     Args:
         query: [n, tokens, heads, d] or [n, 1, heads, d], of any float type; token 0 is not turned.

@@ -213,8 +213,7 @@ def _rotation(given: _Inputs) -> None:
 
 def _gated_norm(given: _Inputs) -> None:
     """EVA02-B's hidden width, halves of one projection, and EVA02-L's, padded."""
-    from clipkit.kernels.swiglu_norm import swiglu_norm
-    from clipkit.kernels.swiglu_norm_gradients import swiglu_norm_gradients
+    from clipkit.kernels.swiglu_norm import swiglu_norm, swiglu_norm_gradients
 
     for hidden, width in ((2048, 2048), (2730, 2752)):
         gate, value = torch.empty(6304, 2 * width, dtype=given.x.dtype, device="meta").chunk(2, 1)
@@ -225,8 +224,8 @@ def _gated_norm(given: _Inputs) -> None:
 
 def _residual_norm(given: _Inputs) -> None:
     """The narrowest and the widest model, and fp32 rows beside a branch of 16 bit."""
-    from clipkit.kernels.norm_gradients import norm_gradients
-    from clipkit.kernels.residual_norm import add_norm, add_post_norm
+
+    from clipkit.kernels.residual_norm import add_norm, add_post_norm, norm_gradients
 
     for width, wide in ((768, False), (1792, False), (1024, True)):
         branch = torch.empty(6304, width, dtype=given.x.dtype, device="meta")

@@ -22,7 +22,7 @@ def backend(request):
 
 
 def tables(grid=GRID, width=WIDTH, side=16, dtype=torch.float32):
-    """EVA02's: a quarter of the channels' frequencies by row, as many by column, positions stretched to a side of 16."""
+    """EVA02's: a quarter of the channels' frequencies by row, as many by column, places stretched to a side of 16."""
     frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) * 4 / width)
     line = torch.arange(grid, dtype=torch.float64) / grid * side
     by_row = (line[:, None] * frequencies).unsqueeze(1).expand(grid, grid, -1)

@@ -69,9 +69,9 @@ def sums_of_many_programs(rows: int) -> list[float]:
     """Errors of the gradients of weight and bias where every program has several rows, the last one fewer."""
     from unittest import mock
 
-    from clipkit.kernels import norm_rows
-    from clipkit.kernels.norm_gradients import norm_gradients
-    from clipkit.kernels.swiglu_norm_gradients import swiglu_norm_gradients
+    from clipkit.kernels import norm_launches
+    from clipkit.kernels.residual_norm import norm_gradients
+    from clipkit.kernels.swiglu_norm import swiglu_norm_gradients
 
     from clipkit.engine import torch_backend
 
@@ -80,7 +80,7 @@ def sums_of_many_programs(rows: int) -> list[float]:
     weight = torch.randn(20, generator=generator)
     gated = (gate.double(), value.double(), weight.double())
     _, mean, rstd = torch_backend.swiglu_norm(*gated, torch.zeros(20).double(), 1e-6)
-    with mock.patch.object(norm_rows, "MOST_PROGRAMS", 3):
+    with mock.patch.object(norm_launches, "MOST_PROGRAMS", 3):
         ours = swiglu_norm_gradients(grad, gate, value, weight, mean.float(), rstd.float())
         plain = norm_gradients(grad, None, value, weight, mean.float(), rstd.float())
     want = torch_backend.swiglu_norm_gradients(grad.double(), *gated, mean, rstd)

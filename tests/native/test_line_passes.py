@@ -31,22 +31,22 @@ def test_ends_of_lines(passes, hidden, width, dtype):
     vectors = torch.full((2, 48), torch.nan)
     vectors[:, :hidden] = torch.randn(2, hidden, generator=generator)
     weight, bias = vectors[:, :hidden]
-    results = norms.swiglu_norm(gate, value, weight, bias, 1e-6)
+    results = norms.swiglu_norm(gate, value, weight, bias, 1e-2)
     gradients = norms.swiglu_norm_gradients(grad, gate, value, weight, *results[1:])
     from clipkit.engine import torch_backend
 
     wide = [tensor.double() for tensor in (gate, value, weight, bias)]
-    want = torch_backend.swiglu_norm(*wide, 1e-6)
+    want = torch_backend.swiglu_norm(*wide, 1e-2)
     want_gradients = torch_backend.swiglu_norm_gradients(grad.double(), *wide[:3], *want[1:])
     step = 1e-5 if dtype == torch.float32 else 5e-3
     for mine, exact in zip((*results, *gradients), (*want, *want_gradients), strict=True):
-        close(mine.double(), exact, rtol=step, atol=step * float(exact.abs().max()))
+        close(mine.double(), exact, rtol=step, atol=step * float(exact.abs().max()) + 1e-6)
 
 
 def test_bf16_is_rounded_to_the_nearest_even(passes):
     """Ties, the largest number, infinities and NaN, as torch rounds them."""
     ones, zeros = torch.ones(8), torch.zeros(8)
-    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.0e38, 1e-40, -0.0, 2.0**-126, 0.1])
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.0e38, 1e-40, 256.5, 2.0**-126, 0.1])
     x, branch = ties.view(1, 8), torch.zeros(1, 8)
     # fp32 x with a bf16 branch: the norm is bf16; its values are those of one row scaled to themselves
     post = norms.add_post_norm(x.bfloat16(), branch.bfloat16(), ones, zeros, 1e-6)[0]

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of large tensors computed a piece at a time, where each piece passes through temporaries of the accumulation
-type.
-"""
+"""Functions of large tensors, a piece at a time: each passes through temporaries of the accumulation type."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def swiglu_norm_gradients(
     grad: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `clipkit.engine.norms.swiglu_norm_gradients`."""
-    from clipkit.kernels import swiglu_norm_gradients as kernel
+    from clipkit.kernels import swiglu_norm as kernel
 
     return kernel.swiglu_norm_gradients(grad, gate, value, weight, mean, rstd)
 
@@ -44,6 +44,6 @@ def norm_gradients(
     grad: Tensor, residual: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `clipkit.engine.norms.norm_gradients`."""
-    from clipkit.kernels import norm_gradients as kernel
+    from clipkit.kernels import residual_norm as kernel
 
     return kernel.norm_gradients(grad, residual, x, weight, mean, rstd)

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from .form import on_device_of, unit_inner_stride
-from .norm_rows import gradient_of_norm, partial_sums, row_options
+from .rows_norm import gradient_of_norm
 
 
 @triton.jit
@@ -51,39 +49,3 @@ def norm_gradient_rows(
     to = program * WIDTH + column
     tl.store(partials + to, for_weight, mask=inside)
     tl.store(partials + tl.num_programs(0).to(tl.int64) * WIDTH + to, for_bias, mask=inside)
-
-
-def norm_gradients(
-    grad: torch.Tensor,
-    residual: torch.Tensor | None,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of x [rows, width] (plus `residual`), in its dtype, and of weight and bias [width], fp32."""
-    grad, x, d_x = unit_inner_stride(grad), unit_inner_stride(x), x.new_empty(x.shape)
-    past = grad if residual is None else unit_inner_stride(residual)
-    rows, width = x.shape
-    stretch, partials = partial_sums(rows, weight)
-    if rows:
-        with on_device_of(x):
-            norm_gradient_rows[(partials.shape[1],)](
-                grad,
-                past,
-                x,
-                weight.contiguous(),
-                mean,
-                rstd,
-                d_x,
-                partials,
-                rows,
-                stretch,
-                grad.stride(0),
-                past.stride(0),
-                x.stride(0),
-                WIDTH=width,
-                RESIDUAL=residual is not None,
-                **row_options(width),
-            )
-    return d_x, partials[0].sum(0), partials[1].sum(0)

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from .form import on_device_of, unit_inner_stride
-from .norm_rows import gradient_of_norm, partial_sums, row_options
-from .swiglu_norm import logistic
+from .rows_norm import gradient_of_norm
+from .rows_swiglu_norm import logistic
 
 
 @triton.jit
@@ -57,41 +55,3 @@ def swiglu_norm_gradient_rows(
     to = program * HIDDEN + column
     tl.store(partials + to, for_weight, mask=inside)
     tl.store(partials + tl.num_programs(0).to(tl.int64) * HIDDEN + to, for_bias, mask=inside)
-
-
-def swiglu_norm_gradients(
-    grad: torch.Tensor,
-    gate: torch.Tensor,
-    value: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of gate and value [rows, width], in their dtype, and of weight and bias [hidden], fp32."""
-    grad, gate, value = (unit_inner_stride(tensor) for tensor in (grad, gate, value))
-    d_gate, d_value = gate.new_empty(gate.shape), value.new_empty(value.shape)
-    rows, width = gate.shape
-    stretch, partials = partial_sums(rows, weight)
-    if rows:
-        with on_device_of(gate):
-            swiglu_norm_gradient_rows[(partials.shape[1],)](
-                grad,
-                gate,
-                value,
-                weight.contiguous(),
-                mean,
-                rstd,
-                d_gate,
-                d_value,
-                partials,
-                rows,
-                stretch,
-                grad.stride(0),
-                gate.stride(0),
-                value.stride(0),
-                width,
-                HIDDEN=weight.shape[0],
-                WIDTH=width,
-                **row_options(width),
-            )
-    return d_gate, d_value, partials[0].sum(0), partials[1].sum(0)
