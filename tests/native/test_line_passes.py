@@ -6,6 +6,7 @@ plain torch, at widths below, at and beside a vector's.
 import pytest
 import torch
 
+from clipkit.engine import torch_backend
 from clipkit.engine.cpu_backend import lines, norms, rotation
 from tests.encoders import fused_cases
 
@@ -33,14 +34,12 @@ def test_ends_of_lines(passes, hidden, width, dtype):
     weight, bias = vectors[:, :hidden]
     results = norms.swiglu_norm(gate, value, weight, bias, 1e-2)
     gradients = norms.swiglu_norm_gradients(grad, gate, value, weight, *results[1:])
-    from clipkit.engine import torch_backend
-
     wide = [tensor.double() for tensor in (gate, value, weight, bias)]
     want = torch_backend.swiglu_norm(*wide, 1e-2)
     want_gradients = torch_backend.swiglu_norm_gradients(grad.double(), *wide[:3], *want[1:])
     step = 1e-5 if dtype == torch.float32 else 5e-3
     for mine, exact in zip((*results, *gradients), (*want, *want_gradients), strict=True):
-        close(mine.double(), exact, rtol=step, atol=step * float(exact.abs().max()) + 1e-6)
+        close(mine.double(), exact, rtol=step, atol=step * float(exact.abs().max()) + 1e-5)
 
 
 def test_bf16_is_rounded_to_the_nearest_even(passes):
