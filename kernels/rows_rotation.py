@@ -72,7 +72,7 @@ def turn(
     source, target, start, end, there, moved, cosine, sine,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One head of BLOCK tokens. The numbers of a pair are neighbours in a thread's registers, so nothing is exchanged
+    """One head of BLOCK tokens. The numbers of a pair are neighbours in a thread's registers, so none is exchanged
     between threads.
     """
     channel = tl.arange(0, BLOCK_WIDTH)[None, :]

@@ -112,9 +112,9 @@ def check_rows(result, threads):
     if name in ROW_EXPONENTIALS:
         expected = ROW_EXPONENTIALS[name] * result["constants"]["BLOCK"] // threads
         assert opcodes.get("MUFU.EX2", 0) == expected, name
-    if name == "turn_tokens":  # the two channels of a pair are one thread's
+    if name == "turn_tokens":  # the two channels of a pair are one thread's; a table may be dealt out anew, once
         assert opcodes.get("SHFL", 0) == 0
-        assert result["shared"] == 0
+        assert result["shared"] <= 4 * result["constants"]["BLOCK"] * result["constants"]["BLOCK_WIDTH"] // 2
 
 
 def tile_of(result):
