@@ -24,6 +24,6 @@ def rotate(
         backend: the engine's backend by name; "" for the device's default.
 
     Raises:
-        IndexError: a place outside the tables, on a CPU. On a card such a token becomes NaN.
+        IndexError: a place outside the tables, on a CPU. On a card Triton's kernel makes such a token NaN.
     """
     return choose("rotate", query, backend)(query, key, cosines, sines, places, inverse=inverse)

@@ -47,7 +47,8 @@ def rotate(
 
     Raises:
         TypeError, ValueError: shapes, dtypes or devices that do not fit together.
-        IndexError: a place outside the tables, on a CPU. (On a card the token becomes NaN: looking would be waiting.)
+        IndexError: a place outside the tables, on a CPU. (On a card, where looking would be waiting, Triton's kernel
+            makes the token NaN, and plain torch fails on the device. Plain torch counts negative places from the end.)
     """
     _check(query, key, cosines, sines, places)
     if for_the_compiler("rotate", query, backend):
