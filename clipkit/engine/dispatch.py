@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which implementation runs a sweep, and why another does not.
 
-A backend is a module with `SWEEPS` (the names it implements: sweeps, and the helpers of engine/lamb.py and
-sample_state.py) and `obstacle(device, dtype)` (why it cannot serve such tensors, or None). Forced by the `backend=`
-argument or the environment variable CLIPKIT_BACKEND; a named backend serves the names that it has and leaves the others
-to `torch`, and one that cannot run at all is an error, never a silent change.
+A backend is a module with `SWEEPS` (the names it implements: sweeps, and the helpers of engine/lamb.py, norms.py,
+rotation.py and sample_state.py) and `obstacle(device, dtype)` (why it cannot serve such tensors, or None).
+Forced by the `backend=` argument or the environment variable CLIPKIT_BACKEND; a named backend serves the names that it
+has and leaves the others to `torch`, and one that cannot run at all is an error, never a silent change.
 """
 
 from __future__ import annotations
@@ -62,22 +62,26 @@ def choose(sweep: str, like: Tensor, backend: str) -> Callable[..., Any]:
     Raises:
         ValueError: the backend asked for by name does not exist or cannot serve such tensors here.
     """
-    name = backend or os.environ.get(ENVIRONMENT_VARIABLE, "") or _default(like.device, like.dtype)
+    return getattr(_load(chosen(sweep, like.device, like.dtype, backend)), sweep)
+
+
+def chosen(sweep: str, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+    """The name of the backend whose function `choose` returns for tensors of this kind."""
+    name = backend or os.environ.get(ENVIRONMENT_VARIABLE, "") or _default(device, dtype)
     if name not in _MODULES:
         raise value_error(
             "backend", got=repr(name), want=f"one of {sorted(_MODULES)}", fix="leave it out to use the default"
         )
     module = _load(name)
-    obstacle = module.obstacle(like.device, like.dtype)
+    obstacle = module.obstacle(device, dtype)
     if obstacle is not None:
         raise value_error(
             "backend",
-            got=f"{name!r} for {like.dtype} tensors on {like.device}",
+            got=f"{name!r} for {dtype} tensors on {device}",
             want=f"a backend that can serve them ({obstacle})",
             fix="leave the backend out, or use backend='torch'",
         )
-    implementing = module if sweep in module.SWEEPS else _load("torch")
-    return getattr(implementing, sweep)
+    return name if sweep in module.SWEEPS else "torch"
 
 
 def _default(device: torch.device, dtype: torch.dtype) -> str:

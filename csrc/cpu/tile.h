@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/lamb.h"
+#include "cpu/lines.h"
 
 namespace clipkit {
 
@@ -134,6 +135,7 @@ struct TilePasses {
   void (*curvature_weights)(const CurvatureWeights&);
   LambSquares (*lamb_moments)(const LambPart&);
   void (*lamb_apply)(const LambPart&);
+  LinePasses lines;
 };
 
 // Null where the compiler or the processor's kind does not have the instructions.

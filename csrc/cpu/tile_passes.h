@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/lamb_passes.h"
+#include "cpu/line_passes.h"
 #include "cpu/tile_anchors.h"
 #include "cpu/tile_curvature.h"
 #include "cpu/tile_divergence.h"
@@ -16,7 +17,8 @@ namespace {
 
 constexpr TilePasses passes_named(const char* name) {
   return {name,         tile_statistics, tile_anchors,        tile_gradient,          tile_online_softmax,
-          tile_sigmoid, tile_divergence, tile_curvature_sums, tile_curvature_weights, lamb_moments, lamb_apply};
+          tile_sigmoid, tile_divergence, tile_curvature_sums, tile_curvature_weights, lamb_moments,
+          lamb_apply,   line_passes};
 }
 
 }  // namespace

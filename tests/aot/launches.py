@@ -198,6 +198,45 @@ def _curvature(given: _Inputs, *, separate: bool) -> None:
     curvature_products(form, *directions, Softmaxes(*vectors, 0))
 
 
+def _rotation(given: _Inputs) -> None:
+    """Slices of one projection, every head width of the models; patch dropout forward, all patches backward."""
+    from clipkit.kernels.rotation import rotate
+
+    places = torch.empty(8, 128, dtype=torch.int64, device="meta")
+    for width in (32, 64, 88, 112, 128):
+        tokens = torch.empty(8, 129, 3, 16, width, dtype=given.x.dtype, device="meta")
+        table = torch.empty(128, width // 2, device="meta")
+        query, key, _ = tokens.unbind(2)
+        rotate(query, key, table, table, places, inverse=False)
+        rotate(query.contiguous(), key.contiguous(), table, table, None, inverse=True)
+
+
+def _gated_norm(given: _Inputs) -> None:
+    """EVA02-B's hidden width, halves of one projection, and EVA02-L's, padded."""
+    from clipkit.kernels.swiglu_norm import swiglu_norm, swiglu_norm_gradients
+
+    for hidden, width in ((2048, 2048), (2730, 2752)):
+        gate, value = torch.empty(6304, 2 * width, dtype=given.x.dtype, device="meta").chunk(2, 1)
+        weight = torch.empty(hidden, dtype=given.x.dtype, device="meta")
+        out, mean, rstd = swiglu_norm(gate, value, weight, weight, 1e-6)
+        swiglu_norm_gradients(out, gate, value, weight, mean, rstd)
+
+
+def _residual_norm(given: _Inputs) -> None:
+    """The narrowest and the widest model, and fp32 rows beside a branch of 16 bit."""
+
+    from clipkit.kernels.residual_norm import add_norm, add_post_norm, norm_gradients
+
+    for width, wide in ((768, False), (1792, False), (1024, True)):
+        branch = torch.empty(6304, width, dtype=given.x.dtype, device="meta")
+        x = branch.float() if wide else torch.empty_like(branch)
+        weight = torch.empty(width, device="meta", dtype=x.dtype)
+        total, normed, mean, rstd = add_norm(x, branch, weight, weight, 1e-6)
+        norm_gradients(normed, total, total, weight, mean, rstd)
+        out, mean, rstd = add_post_norm(x, branch, weight, weight, 1e-6)
+        norm_gradients(out, None, branch, weight, mean, rstd)
+
+
 SWEEPS: dict[str, Callable[[_Inputs], None]] = {
     "log_sum_exps": _statistics,
     "log_sum_exps, no diagonal": lambda given: _statistics(given, diagonal=0),
@@ -222,6 +261,9 @@ SWEEPS: dict[str, Callable[[_Inputs], None]] = {
     "divergence, value only": lambda given: _divergence(given, wanted=False),
     "curvature": lambda given: _curvature(given, separate=False),
     "curvature, four-term": lambda given: _curvature(given, separate=True),
+    "rotation": _rotation,
+    "gated norm": _gated_norm,
+    "residual norm": _residual_norm,
 }
 """Every way the engine calls a kernel. A kernel that none of them launches fails test_every_kernel_is_compiled."""
 

@@ -38,6 +38,12 @@ EXPONENTIALS = {
 # Logarithms belong to the merge, but one a row is all that row_sweep has of them, and a thread holds up to eight rows.
 LOGARITHMS = {"row_sweep": 8}
 UNTILED_REGISTERS = 64
+# Sums for weight and bias stay in registers from row to row: a third and a quarter of these.
+REGISTERS = {"swiglu_norm_gradient_rows": 128, "norm_gradient_rows": 80}
+# Of kernels whose block is a row: exponentials of an element.
+ROW_EXPONENTIALS = {
+    "swiglu_norm_rows": 1, "swiglu_norm_gradient_rows": 1, "residual_norm_rows": 0, "norm_gradient_rows": 0,
+}  # fmt: skip
 # The assembler stops at 128 registers, for two blocks on a multiprocessor, and puts two or three values aside for it;
 # smaller tiles had as many put aside on sm_80.
 LOCAL_ACCESSES = {
@@ -95,9 +101,20 @@ def check(result, case):
     threads = 32 * result["options"]["num_warps"]
     assert result["registers"] * threads <= accounting.REGISTERS_PER_MULTIPROCESSOR
     if name not in EXPONENTIALS:
-        assert result["registers"] <= UNTILED_REGISTERS
+        assert result["registers"] <= REGISTERS.get(name, UNTILED_REGISTERS)
+        check_rows(result, threads)
         return
     check_tile(result, case, tile_of(result), threads)
+
+
+def check_rows(result, threads):
+    name, opcodes = result["kernel"], result["opcodes"]
+    if name in ROW_EXPONENTIALS:
+        expected = ROW_EXPONENTIALS[name] * result["constants"]["BLOCK"] // threads
+        assert opcodes.get("MUFU.EX2", 0) == expected, name
+    if name == "turn_tokens":  # the two channels of a pair are one thread's; a table may be dealt out anew, once
+        assert opcodes.get("SHFL", 0) == 0
+        assert result["shared"] <= 4 * result["constants"]["BLOCK"] * result["constants"]["BLOCK_WIDTH"] // 2
 
 
 def tile_of(result):

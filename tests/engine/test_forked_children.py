@@ -11,13 +11,13 @@ import pytest
 
 SCRIPT = """
 import os, torch, clipkit
-from clipkit.engine.cpu_backend.tiles import _pool
+from clipkit.engine.cpu_backend.threads import pool
 torch.set_num_threads(2)
 x = torch.nn.functional.normalize(torch.randn(700, 8), dim=1)
 clipkit.clip_loss(x, x, 10.0)
 child = os.fork()
 if child == 0:
-    print(_pool(2).submit(lambda: "computed").result(timeout=20), flush=True)
+    print(pool(2).submit(lambda: "computed").result(timeout=20), flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """

@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 
 from clipkit.engine import torch_backend
+from tests.encoders import fused_cases
 from tests.interpreter import kernel_cases, sweep_cases, two_form_cases
 from tests.interpreter.kernel_cases import unit_features
 
@@ -169,6 +170,32 @@ def _curvature() -> float:
     return max(two_form_cases.curvature_errors(form, directions, diagonal=65).values()) / 6e-6
 
 
+def _rotation() -> float:
+    return max(_operation(name) for name in ("rotate", "rotate, patch dropout", "rotate, query of class tokens"))
+
+
+def _gated_norm() -> float:
+    return max(_operation(name) for name in ("swiglu_norm", "swiglu_norm, padded"))
+
+
+def _residual_norm() -> float:
+    from clipkit.kernels.residual_norm import add_norm
+
+    # 2048 and less than one is 2048 in fp16: rows whose norm is zero, if it is that of what is kept
+    x, branch = torch.full((2, 40), 2048.0).half(), torch.linspace(0, 0.9, 40).half().expand(2, 40)
+    _, normed, _, _ = add_norm(x, branch, torch.ones(40), torch.zeros(40), 1e-6)
+    names = ("add_norm, 37 wide", "add_post_norm", "add_norm, fp32 residual")
+    return max(float(normed.abs().max()) * 1e3, *(_operation(name) for name in names))
+
+
+def _operation(name: str) -> float:
+    """How far it is from float64 over what is allowed, with several rows a program."""
+    from clipkit.kernels import norm_launches
+
+    with mock.patch.object(norm_launches, "MOST_PROGRAMS", 8):
+        return max(mine / allowed for mine, allowed in fused_cases.errors(name, torch.float16, "triton"))
+
+
 CHECKS: dict[str, Callable[[], float]] = {
     "statistics": _statistics,
     "outliers": _outliers,
@@ -179,4 +206,7 @@ CHECKS: dict[str, Callable[[], float]] = {
     "divergence": _divergence,
     "nearly identical": _nearly_identical,
     "curvature": _curvature,
+    "rotation": _rotation,
+    "gated norm": _gated_norm,
+    "residual norm": _residual_norm,
 }

@@ -34,7 +34,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **options)
 
 
-def _what_waits(call: Callable[[], object]) -> str:
+def what_waits(call: Callable[[], object]) -> str:
     try:
         with NoWaiting():
             call()
@@ -47,7 +47,7 @@ def sweep_waits(name: str, arguments: dict[str, Any]) -> str:
     """What in a sweep of the Triton backend would wait, or ""."""
     from clipkit.engine import triton_backend
 
-    return _what_waits(lambda: getattr(triton_backend, name)(**arguments))
+    return what_waits(lambda: getattr(triton_backend, name)(**arguments))
 
 
 def loss_waits(name: str) -> str:
@@ -61,7 +61,7 @@ def loss_waits(name: str) -> str:
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.enter_context(mock.patch(f"clipkit.functional.{module}.readable", return_value=False))
-        return _what_waits(
+        return what_waits(
             lambda: value_and_gradients(lambda **values: case.ours(**values, backend="triton"), inputs, constants)
         )
 
@@ -74,4 +74,4 @@ def known_waits() -> list[str]:
         lambda: values[values > 0],
         lambda: torch.equal(values, values),
     ]
-    return [_what_waits(call) for call in calls]
+    return [what_waits(call) for call in calls]

@@ -83,6 +83,35 @@ MUTATIONS = [
         "columns past the edge moved along", "tile_curvature_sums.py",
         "terms = tl.where(j[None, :] < columns, terms, 0.0)", "terms = terms", "curvature",
     ),
+    Mutation(
+        "gradient turned forward", "rows_rotation.py", "sine = -sine", "sine = sine", "rotation",
+    ),
+    Mutation(
+        "the class token turned", "rows_rotation.py", "tl.where(moved[:, None], y, x)", "y", "rotation",
+    ),
+    Mutation(
+        "every token with the place of the picture's first", "rows_rotation.py",
+        "picture * (tokens - 1) + place, mask", "picture * (tokens - 1) + place * 0, mask", "rotation",
+    ),
+    Mutation(
+        "statistics over the padded width", "rows_swiglu_norm.py",
+        "inside, HIDDEN, eps", "inside, WIDTH, eps", "gated norm",
+    ),
+    Mutation(
+        "padding left as it is", "rows_swiglu_norm_gradients.py",
+        "(1.0 + g * (1.0 - s)), mask=column < WIDTH", "(1.0 + g * (1.0 - s)), mask=column < HIDDEN - 1", "gated norm",
+    ),
+    Mutation(
+        "the last row of a program left out", "rows_norm_gradients.py",
+        "tl.minimum((program + 1) * stretch, rows)", "tl.minimum((program + 1) * stretch, rows) - 1", "residual norm",
+    ),
+    Mutation(
+        "the sum normalised before it is rounded", "rows_residual_norm.py",
+        "addend = rounded.to(tl.float32)", "addend = residual + addend", "residual norm",
+    ),
+    Mutation(
+        "what went past the norm forgotten", "rows_norm_gradients.py", "if RESIDUAL:", "if False:", "residual norm",
+    ),
 ]  # fmt: skip
 
 

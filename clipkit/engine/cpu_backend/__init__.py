@@ -11,12 +11,22 @@ from clipkit.engine.cpu_backend.compiled import obstacle
 from clipkit.engine.cpu_backend.detached import softmax_sweep
 from clipkit.engine.cpu_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
 from clipkit.engine.cpu_backend.lamb import lamb
+from clipkit.engine.cpu_backend.norms import (
+    add_norm,
+    add_post_norm,
+    norm_gradients,
+    swiglu_norm,
+    swiglu_norm_gradients,
+)
+from clipkit.engine.cpu_backend.rotation import rotate
 from clipkit.engine.cpu_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.cpu_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
 from clipkit.engine.cpu_backend.two_forms import pair_divergence
 
 __all__ = [
     "SWEEPS",
+    "add_norm",
+    "add_post_norm",
     "anchor_statistics",
     "curvature_products",
     "curvature_sums",
@@ -24,10 +34,14 @@ __all__ = [
     "labelled_sigmoid_sweep",
     "lamb",
     "log_sum_exps",
+    "norm_gradients",
     "obstacle",
     "pair_divergence",
+    "rotate",
     "sigmoid_sweep",
     "softmax_sweep",
+    "swiglu_norm",
+    "swiglu_norm_gradients",
 ]
 
 SWEEPS = tuple(name for name in __all__ if name not in ("SWEEPS", "obstacle"))

@@ -10,15 +10,15 @@ copies, and results are equal to the bit for any number of threads.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from clipkit.engine.cpu_backend.threads import pool
 
 T = TypeVar("T")
 Work = Callable[..., T]
@@ -52,7 +52,7 @@ def over_tiles(area: tuple[slice, slice], work: Work[T], *, like: Tensor, buffer
         turns.take_all()
     else:
         helpers = min(threads, len({cut.start for cut, _ in order}), len({cut.start for _, cut in order}))
-        for future in [_pool(threads).submit(turns.take_all) for _ in range(helpers)]:
+        for future in [pool(threads).submit(turns.take_all) for _ in range(helpers)]:
             future.result()
     return [turns.results[tile] for tile in range(len(order))]
 
@@ -139,25 +139,3 @@ class _Turns(Generic[T]):
             self._busy_rows.discard(rows.start)
             self._busy_columns.discard(columns.start)
             self._change.notify_all()
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads whose own products are not shared out again. They start here, all at once, because torch has one number
-    of threads for those yet to come and a number of each thread's own: the former must be as it was when this returns.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="clipkit", initializer=_compute_alone)
-    everyone = threading.Barrier(threads)
-    for started in [pool.submit(everyone.wait) for _ in range(threads)]:
-        started.result()
-    torch.set_num_threads(threads)
-    return pool
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
-
-
-def _compute_alone() -> None:
-    torch.get_num_threads()  # makes this thread take over the common number now, and not after the next line
-    torch.set_num_threads(1)

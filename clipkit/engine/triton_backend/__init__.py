@@ -11,22 +11,36 @@ import torch
 
 from clipkit.engine.triton_backend.detached import softmax_sweep
 from clipkit.engine.triton_backend.exponential import anchor_statistics, exponential_products, log_sum_exps
+from clipkit.engine.triton_backend.norms import (
+    add_norm,
+    add_post_norm,
+    norm_gradients,
+    swiglu_norm,
+    swiglu_norm_gradients,
+)
+from clipkit.engine.triton_backend.rotation import rotate
 from clipkit.engine.triton_backend.second_order import curvature_products, curvature_sums
 from clipkit.engine.triton_backend.sigmoid import labelled_sigmoid_sweep, sigmoid_sweep
 from clipkit.engine.triton_backend.two_forms import pair_divergence
 
 __all__ = [
     "SWEEPS",
+    "add_norm",
+    "add_post_norm",
     "anchor_statistics",
     "curvature_products",
     "curvature_sums",
     "exponential_products",
     "labelled_sigmoid_sweep",
     "log_sum_exps",
+    "norm_gradients",
     "obstacle",
     "pair_divergence",
+    "rotate",
     "sigmoid_sweep",
     "softmax_sweep",
+    "swiglu_norm",
+    "swiglu_norm_gradients",
 ]
 
 SWEEPS = tuple(name for name in __all__ if name not in ("SWEEPS", "obstacle"))
