@@ -73,7 +73,7 @@ class TrainStep:
         losses = self._whole(batch) if self.config.train.accumulation == 1 else self._accumulated(batch)
         scaler, scale_before = self.precision.scaler, self.precision.scaler.get_scale()
         scaler.unscale_(self.optimizer)
-        grad_norm = clip_gradients(self._parameters, self.config.optim.grad_clip, self.runtime.group)
+        grad_norm = clip_gradients(self._parameters, self.config.optim.grad_clip)
         scaler.step(self.optimizer)
         scaler.update()
         average_statistics(self._statistics, self.runtime.group)
