@@ -96,7 +96,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
-    return tiny.build_set(tmp_path_factory.mktemp("uneven"), extra_words=15)
+    return tiny.build_set(tmp_path_factory.mktemp("uneven"), uneven=True)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_ranks_have_unequal_numbers_of_tokens_and_gradients_are_clipped(runs, un
         config = parse_config(tree(uneven, runs.base / "unused", "one"))
         batches = build_session(config, Runtime(rank=rank, world_size=2), runs.base / "unused").batches()
         tokens.append([int((next(batches).tokens != 0).sum()) for _ in range(STEPS)])
-    assert all(abs(left - right) > 5 for left, right in zip(*tokens, strict=True)), tokens
+    assert all(left != right for left, right in zip(*tokens, strict=True)), tokens
     for name in ("one adamw", "hsdp-2x2 lamb"):
         lines = (runs.base / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         norms = [line["grad_norm"] for line in map(json.loads, lines) if line["kind"] == "train"]

@@ -34,10 +34,10 @@ MODEL = {
 }
 
 
-def build_set(folder: Path, count: int = 48, extra_words: int = 0) -> Path:
+def build_set(folder: Path, count: int = 48, *, uneven: bool = False) -> Path:
     """Write `count` 32-pixel pictures under folder/train, and their captions in folder/captions.txt.
 
-    Captions have up to `extra_words` words more, so that ranks get unequal numbers of tokens for equal numbers of rows.
+    `uneven` cuts captions to between one letter and all, so that equal numbers of rows are unequal numbers of tokens.
     """
     from PIL import Image
 
@@ -51,7 +51,9 @@ def build_set(folder: Path, count: int = 48, extra_words: int = 0) -> Path:
         picture.paste(rgb, box.get(shape, (12, 12, 20, 20)))
         content = io.BytesIO()
         picture.save(content, "png")
-        caption = f"a {colour} {shape} number {number}" + " indeed" * (number * number % (extra_words + 1))
+        caption = f"a {colour} {shape} number {number}"
+        if uneven:
+            caption = caption[: 1 + number * 7 % len(caption)]
         captions.append(caption)
         samples.append(Sample(f"{number:04d}", content.getvalue(), caption, {"tags": [colour, shape]}))
     write_shards(folder / "train", samples, shard_size=20)
