@@ -25,13 +25,14 @@ def parameter_groups(
     `hidden` (see `hidden_matrices`) become a group of their own, marked "muon", with the rate `lr_hidden`. Scale and
     bias are a group of their own even at the same rate: under FSDP2 they are plain tensors among sharded ones,
     and one fused optimizer call cannot mix the two. Each group keeps its peak rate in "peak_lr" (a schedule writes
-    "lr") and its parameters' names in "names". Empty groups are left out.
+    "lr") and its parameters' names in "names". Empty groups are left out. Matrices come before vectors and scalars:
+    where all are laid out in one buffer (clipkit.train.zero), every matrix then starts aligned.
     """
     groups: dict[str, dict[str, Any]] = {
         "decay": {"weight_decay": weight_decay, "peak_lr": lr},
+        "hidden": {"weight_decay": weight_decay, "peak_lr": lr if lr_hidden is None else lr_hidden, "muon": True},
         "no_decay": {"weight_decay": 0.0, "peak_lr": lr},
         "scale": {"weight_decay": 0.0, "peak_lr": lr if lr_scale is None else lr_scale},
-        "hidden": {"weight_decay": weight_decay, "peak_lr": lr if lr_hidden is None else lr_hidden, "muon": True},
     }
     orthogonalised = {id(parameter) for parameter in hidden}
     for group in groups.values():

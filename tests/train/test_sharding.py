@@ -17,37 +17,36 @@ from tests.train import tiny
 
 pytestmark = pytest.mark.slow
 
-STEPS, HALF = 6, 3
-TOLERANCE = 1e-9  # float64; sums in another order, through six steps
-CLIP = 0.5
+STEPS, HALF = 4, 2
+TOLERANCE = 1e-9  # float64; sums in another order, through four steps
+CLIP = 0.1
 OPTIMIZERS = {"adamw": {}, "lamb": {"name": "lamb", "lr": 0.02, "lr_scale": 1e-3}}
-# Ranks and who holds what; hsdp as 2 x 1, 1 x 2 and 2 x 2 copies x shards.
+# Ranks and who holds what; hsdp's copies x shards.
 WAYS: dict[str, tuple[int, dict[str, object]]] = {
     "one": (1, {}),
     "ddp-2": (2, {"parallel": "ddp"}),
     "zero1-2": (2, {"parallel": "zero1"}),
     "fsdp2-2": (2, {"parallel": "fsdp2"}),
     "hsdp-2x1": (2, {"parallel": "hsdp", "shards": 1}),
-    "hsdp-1x2": (2, {"parallel": "hsdp", "shards": 2}),
     "ddp-4": (4, {"parallel": "ddp"}),
     "zero1-4": (4, {"parallel": "zero1"}),
     "fsdp2-4": (4, {"parallel": "fsdp2"}),
     "hsdp-2x2": (4, {"parallel": "hsdp", "shards": 2}),
 }
 SEVERAL = [way for way in WAYS if way != "one"]
+ON_FOUR = [way for way, (ranks, _) in WAYS.items() if ranks == 4]
 # Each way is written and read, and each is read after a change of both mode and number of ranks.
 MOVES = [
-    *[("one", way) for way in SEVERAL],
+    *[("one", way) for way in ON_FOUR],
     *[(way, "one") for way in SEVERAL],
     ("ddp-4", "zero1-2"),
     ("zero1-4", "fsdp2-2"),
-    ("fsdp2-4", "hsdp-1x2"),
+    ("fsdp2-4", "hsdp-2x1"),
     ("hsdp-2x2", "zero1-2"),
     ("zero1-2", "hsdp-2x2"),
     ("hsdp-2x1", "zero1-4"),
     ("fsdp2-2", "ddp-4"),
     ("zero1-4", "zero1-2"),
-    ("fsdp2-4", "fsdp2-2"),
 ]
 
 
@@ -105,11 +104,12 @@ def runs(uneven, tmp_path_factory):
     for way in WAYS:
         for optimizer in OPTIMIZERS:
             found.add(f"{way} {optimizer}", way, optimizer=optimizer)
+    for way in ("one", *ON_FOUR):
         found.add(f"{way} fp32", way, precision="fp32")
     found.start()
     for source, target in MOVES:
         found.add(f"{source} to {target}", target, after=f"{source} adamw")
-    for way in SEVERAL:
+    for way in ON_FOUR:
         found.add(f"{way} fp32 again", way, precision="fp32", after=f"{way} fp32")
     found.start()
     return found
@@ -144,7 +144,7 @@ def test_every_way_takes_the_steps_of_one_process(runs, way, optimizer):
     assert_equal_runs(runs, f"{way} {optimizer}", f"one {optimizer}")
 
 
-@pytest.mark.parametrize("way", SEVERAL)
+@pytest.mark.parametrize("way", ON_FOUR)
 def test_in_single_precision_losses_agree_to_rounding(runs, way):
     assert runs.losses(f"{way} fp32") == pytest.approx(runs.losses("one fp32"), rel=1e-5)
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_goes_on_elsewhere(runs, source, target):
     assert_equal_runs(runs, name, "one adamw")
 
 
-@pytest.mark.parametrize("way", SEVERAL)
+@pytest.mark.parametrize("way", ON_FOUR)
 def test_a_checkpoint_goes_on_bitwise_in_the_same_way(runs, way):
     again, whole = runs.losses(f"{way} fp32 again"), runs.losses(f"{way} fp32")
     assert again == {step: whole[step] for step in range(HALF + 1, STEPS + 1)}

@@ -16,6 +16,7 @@ from clipkit.train.rates import group_rate
 from clipkit.train.state import training_tensors
 from clipkit.train.zero import local_part
 from tests.parallel.ranks import run_on_ranks
+from tests.train import tiny
 
 STEPS = 4
 SETTINGS = {
@@ -33,9 +34,9 @@ class NoRecipe:
         return {}
 
 
-def model():
+def model(**overrides):
     torch.manual_seed(0)
-    return create_model("vit-tiny-32px")
+    return create_model("vit-tiny-32px", **overrides)
 
 
 def optimizer_of(module, settings, group=None):
@@ -73,7 +74,7 @@ def split_and_whole(rank):
     world = dist.get_world_size()
     for name, settings in SETTINGS.items():
         settings = dataclasses.replace(settings, scale_schedule=ScaleScheduleConfig("step_thresh", threshold=0.072))
-        whole, split = model(), model()
+        whole, split = model(**tiny.MODEL), model(**tiny.MODEL)
         optimizers = optimizer_of(whole, settings), optimizer_of(split, settings, dist.group.WORLD)
         take_steps(whole, optimizers[0], settings, range(STEPS))
         take_steps(split, optimizers[1], settings, range(STEPS))
@@ -88,9 +89,7 @@ def _assert_shared(optimizers, world, name):
     every = torch.zeros(world, dtype=torch.int64)
     every[dist.get_rank()] = mine
     dist.all_reduce(every)
-    largest = max(
-        sum(value.nbytes for value in state.values()) for state in local_part(optimizers[0]).state.values()
-    )
+    largest = max(sum(value.nbytes for value in state.values()) for state in local_part(optimizers[0]).state.values())
     assert int(every.sum()) == whole, name
     assert int(every.max()) <= whole / world + largest, name
 
@@ -115,7 +114,7 @@ def test_its_steps_state_and_names_are_those_of_a_whole_one(ranks):
 
 
 def one_message_for_each_owner(rank):
-    settings = SETTINGS["adamw"]
+    settings = SETTINGS["muon"]
     module = model()
     optimizer = optimizer_of(module, settings, dist.group.WORLD)
     broadcast, sent = dist.broadcast, []
@@ -133,14 +132,10 @@ def one_message_for_each_owner(rank):
         assert parameter.ndim < 2 or parameter.data_ptr() % 16 == 0, f"{name} starts at no multiple of 16 bytes"
 
 
-def test_updated_weights_travel_in_one_message_for_each_owner_and_stay_aligned():
-    run_on_ranks(2, one_message_for_each_owner)
-
-
 def scaled(rank):
     """A GradScaler leaves the same step out on every rank, and the others are those of the whole optimizer."""
     settings = SETTINGS["sgd"]
-    modules = model(), model()
+    modules = model(**tiny.MODEL), model(**tiny.MODEL)
     optimizers = optimizer_of(modules[0], settings), optimizer_of(modules[1], settings, dist.group.WORLD)
     for module, optimizer in zip(modules, optimizers, strict=True):
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -156,10 +151,15 @@ def scaled(rank):
     assert_same_weights(*modules)
 
 
-def test_loss_scaling():
-    run_on_ranks(2, scaled)
+def one_message_and_scaled(rank):
+    one_message_for_each_owner(rank)
+    scaled(rank)
+
+
+def test_weights_travel_in_one_message_for_each_owner_stay_aligned_and_go_with_loss_scaling():
+    run_on_ranks(2, one_message_and_scaled)
 
 
 def test_without_a_group_an_optimizer_is_its_own_part():
-    optimizer = optimizer_of(model(), SETTINGS["adamw"])
+    optimizer = optimizer_of(model(**tiny.MODEL), SETTINGS["adamw"])
     assert local_part(optimizer) is optimizer
