@@ -12,6 +12,7 @@ import torch
 
 from clipkit.train import parse_config, train
 from clipkit.train.build import build_session
+from clipkit.train.parallelize import wrap
 from clipkit.train.runtime import Runtime
 from tests.train import tiny
 
@@ -35,6 +36,7 @@ WAYS: dict[str, tuple[int, dict[str, object]]] = {
 }
 SEVERAL = [way for way in WAYS if way != "one"]
 ON_FOUR = [way for way, (ranks, _) in WAYS.items() if ranks == 4]
+LOW = [("zero1-4", "bf16"), ("zero1-4", "fp16"), ("hsdp-2x2", "bf16"), ("hsdp-2x2", "fp16")]
 # Each way is written and read, and each is read after a change of both mode and number of ranks.
 MOVES = [
     *[("one", way) for way in ON_FOUR],
@@ -54,6 +56,8 @@ def tree(data: Path, out: Path, way: str, optimizer: str = "adamw", precision: s
     """With everything that could tell ranks apart; the single process has whole batches and keeps its activations."""
     settings: dict[str, Any] = tiny.settings(data, out)
     settings["optim"].update(OPTIMIZERS[optimizer], grad_clip=CLIP)
+    captions = str(data.parent / "captions.txt")
+    settings["eval"] = {"retrieval": [{"name": "own", "data": str(data), "captions": captions}]}
     settings["train"].update(WAYS[way][1], precision=precision, steps=STEPS, save_every=HALF, keep_last=9)
     if way != "one":
         settings["train"].update(accumulation=2)
@@ -106,6 +110,8 @@ def runs(uneven, tmp_path_factory):
             found.add(f"{way} {optimizer}", way, optimizer=optimizer)
     for way in ("one", *ON_FOUR):
         found.add(f"{way} fp32", way, precision="fp32")
+    for way, precision in LOW:
+        found.add(f"{way} {precision}", way, precision=precision)
     found.start()
     for source, target in MOVES:
         found.add(f"{source} to {target}", target, after=f"{source} adamw")
@@ -142,11 +148,22 @@ def test_ranks_have_unequal_numbers_of_tokens_and_gradients_are_clipped(runs, un
 @pytest.mark.parametrize("way", SEVERAL)
 def test_every_way_takes_the_steps_of_one_process(runs, way, optimizer):
     assert_equal_runs(runs, f"{way} {optimizer}", f"one {optimizer}")
+    found, wanted = (
+        json.loads((runs.base / name / "eval.json").read_text()) for name in (f"{way} {optimizer}", f"one {optimizer}")
+    )
+    assert found == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("way", ON_FOUR)
 def test_in_single_precision_losses_agree_to_rounding(runs, way):
     assert runs.losses(f"{way} fp32") == pytest.approx(runs.losses("one fp32"), rel=1e-5)
+
+
+@pytest.mark.parametrize("way, precision", LOW)
+def test_in_16_bit_it_trains(runs, way, precision):
+    found, wanted = runs.losses(f"{way} {precision}"), runs.losses("one fp32")
+    assert found.keys() == wanted.keys()
+    assert found[1] == pytest.approx(wanted[1], rel=0.02)
 
 
 @pytest.mark.parametrize("source, target", MOVES)
@@ -164,3 +181,9 @@ def test_a_checkpoint_goes_on_bitwise_in_the_same_way(runs, way):
     assert again.keys() == whole.keys()
     for key, value in whole.items():
         assert torch.equal(again[key], value), key
+
+
+def test_shards_that_do_not_divide_the_ranks_are_refused():
+    six = Runtime(world_size=6, group=object())
+    with pytest.raises(ValueError, match=r"train\.shards: got 4 with 6 processes; want a divisor"):
+        wrap(torch.nn.Linear(2, 2), [], mode="hsdp", shards=4, runtime=six, low_dtype=None)
