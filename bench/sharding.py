@@ -4,9 +4,9 @@
     python -m bench.sharding                     # counts on 2 and 4 gloo ranks; bench/results/ and docs/sharding.md
     python -m bench.sharding --text RESULT       # only the table in docs/sharding.md, of a result file
 
-A training step of a ViT-B-32 with fewer blocks and words, in fp32 with AdamW: bytes of parameters, of gradients after the step, and of the
-optimizer's state, each on the rank that has most; and what crosses ranks, as bench.communication counts it. Nothing
-here depends on how busy the machine is.
+A training step of a ViT-B-32 with fewer blocks and words, in fp32 with AdamW: bytes of parameters, of gradients after
+the step, and of the optimizer's state, each on the rank that has most; and what crosses ranks, as bench.communication
+counts it. Nothing here depends on how busy the machine is.
 """
 
 from __future__ import annotations
