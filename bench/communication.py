@@ -12,6 +12,7 @@ settings are computed. Nothing here depends on how busy the machine is.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -98,9 +99,12 @@ class Counter:
                 setattr(dist, name, function)
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+
         def call(*arguments: Any, **options: Any) -> Any:
-            size = _RING[name](dist.get_world_size(options.get("group")), *arguments)
-            tensor = next(one for one in arguments if isinstance(one, Tensor))
+            given = signature.bind(*arguments, **options)
+            size = _RING[name](dist.get_world_size(given.arguments.get("group")), *given.args)
+            tensor = next(one for one in given.args if isinstance(one, Tensor))
             self.messages.append(Message(name, self.phase, _carries(tensor), size))
             return function(*arguments, **options)
 

@@ -13,7 +13,7 @@ from clipkit.errors import value_error
 from clipkit.optim.layers import layer_scales, tower_of
 
 SCALE_NAMES = ("logit_scale", "logit_bias")
-_KINDS = ("decay", "no_decay", "scale", "hidden")
+_KINDS = ("decay", "hidden", "no_decay", "scale")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def parameter_groups(
     `hidden` (see `hidden_matrices`) become a group of their own, marked "muon", with the rate `lr_hidden`. Scale and
     bias are a group of their own even at the same rate: under FSDP2 they are plain tensors among sharded ones,
     and one fused optimizer call cannot mix the two. Parameters of one kind with equal options share a group, so without
-    `towers` there are these four at most, and empty ones are left out.
+    `towers` there are these four at most, and empty ones are left out. Matrices come before vectors and scalars: where
+    all are laid out in one buffer (clipkit.train.zero), every matrix then starts aligned.
 
     Each group keeps its parameters' names in "names", its peak rate before layer decay in "peak_lr" and that decay's
     factor in "layer_scale"; a schedule writes "lr".

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clipkit.engine.lamb import TRUST_RULES, LambTensors, lamb
 from clipkit.errors import type_error, value_error
 from clipkit.optim.base import Optimizer
+from clipkit.optim.shards import shard_dims
 
 
 class Lamb(Optimizer):
@@ -157,14 +158,10 @@ def _local(tensor: Tensor | None) -> Tensor:
 
 def _sum_over_shards(norms: Tensor, parameters: list[nn.Parameter]) -> None:
     """Sums of squares [tensors, 2] of shards become those of whole tensors, on all ranks alike."""
-    from torch.distributed.tensor import DTensor
-
     rows_of: dict[Any, list[int]] = {}
     for row, parameter in enumerate(parameters):
-        if isinstance(parameter, DTensor):
-            sharded = (dim for dim, placement in enumerate(parameter.placements) if not placement.is_replicate())
-            for dim in sharded:
-                rows_of.setdefault((parameter.device_mesh, dim), []).append(row)
+        for spread in shard_dims(parameter):
+            rows_of.setdefault(spread, []).append(row)
     for (mesh, dim), rows in rows_of.items():
         index = torch.tensor(rows).to(norms.device, non_blocking=True)
         part = norms[index]

@@ -26,7 +26,8 @@ class Muon(Optimizer):
 
     The orthogonal factor comes from `iterations` rounds of a quintic Newton-Schulz iteration in float32; matrices of
     one shape are iterated as one batch. Every rank computes the same update from the same gradients, so it goes with
-    DDP; a sharded matrix (DTensor) is refused, since a shard has no orthogonal factor of its own.
+    DDP, and with ZeRO-1, where each rank has whole matrices of its own; a sharded matrix (DTensor) is refused, since a
+    shard has no orthogonal factor of its own.
 
     torch.optim.Muon follows the same rule (convolution kernels apart) but iterates in bfloat16, matrix by matrix. It
     does not serve the demo, which has to end in minutes on any two cores: with it a step takes 0.99 times as long on
@@ -149,5 +150,5 @@ def _check_matrices(parameters: Iterable[Tensor]) -> None:
                 "groups",
                 got="a sharded matrix with muon=True",
                 want="whole matrices: orthogonalising needs every row",
-                fix="use train.parallel=ddp, or optim.name=adamw",
+                fix="use train.parallel=ddp or zero1, or optim.name=adamw",
             )

@@ -98,7 +98,7 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path, *, resuming: 
 def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.Module, total_steps: int) -> TrainStep:
     """Put a freshly built module on its device, wrap it, and give it an optimizer."""
     train = config.train
-    sharded = train.parallel == "fsdp2" and runtime.is_distributed
+    sharded = train.parallel in ("fsdp2", "hsdp") and runtime.is_distributed
     precision = Precision(train.precision, runtime.device.type, autocast=not sharded)
     module.to(device=runtime.device, dtype=precision.weight_dtype)
     model: Any = recipe.model(module)
@@ -107,9 +107,17 @@ def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.
     if train.compile:
         compile_blocks(model.blocks())
     module.train()
-    wrapped = wrap(module, model.blocks(), mode=train.parallel, runtime=runtime, low_dtype=precision.low_dtype)
+    wrapped = wrap(
+        module,
+        model.blocks(),
+        mode=train.parallel,
+        shards=train.shards,
+        runtime=runtime,
+        low_dtype=precision.low_dtype,
+    )
     recipe.bind(wrapped, runtime.group)
-    optimizer = build_optimizer(config.optim, module, model.blocks())
+    split_over = runtime.group if train.parallel == "zero1" else None
+    optimizer = build_optimizer(config.optim, module, model.blocks(), split_over=split_over)
     return TrainStep(recipe, wrapped, optimizer, config, runtime, precision=precision, total_steps=total_steps)
 
 

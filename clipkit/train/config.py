@@ -210,6 +210,13 @@ class TrainConfig:
     """The loop. Exactly one of `steps` and `epochs`; `accumulation` micro-batches make one exact global batch.
 
     (A ResNet's BatchNorm normalises by the micro-batch of one process, whatever the global batch.)
+
+    `parallel` is what each of several processes holds; the steps are the same (docs/sharding.md):
+
+    * ddp: everything.
+    * zero1: weights and gradients, and the optimizer's state of its share of the tensors.
+    * fsdp2: its share of everything.
+    * hsdp: as fsdp2 among `shards` neighbouring processes, which together hold one of several copies.
     """
 
     global_batch: int
@@ -217,7 +224,8 @@ class TrainConfig:
     epochs: int | None = None
     accumulation: int = 1
     precision: Precision = "fp32"
-    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    parallel: Literal["ddp", "zero1", "fsdp2", "hsdp"] = "ddp"
+    shards: int | None = None
     compile: bool = False
     seed: int = 0
     save_every: int = 500
@@ -326,6 +334,7 @@ def _check(config: Config) -> None:
         "train.steps": (train.steps, 1),
         "train.epochs": (train.epochs, 1),
         "train.accumulation": (train.accumulation, 1),
+        "train.shards": (train.shards, 1),
         "train.save_every": (train.save_every, 0),
         "train.keep_last": (train.keep_last, 1),
         "train.log_every": (train.log_every, 1),
@@ -366,6 +375,13 @@ def _check(config: Config) -> None:
     if optim.sgd.nesterov and not optim.sgd.momentum:
         raise value_error(
             "optim.sgd.nesterov", got="true without momentum", want="some momentum", fix="set optim.sgd.momentum=0.9"
+        )
+    if (train.parallel == "hsdp") != (train.shards is not None):
+        raise value_error(
+            "train.shards",
+            got=f"{'none' if train.shards is None else train.shards} with train.parallel={train.parallel}",
+            want="the number of processes that hold one copy together, with hsdp and no other",
+            fix="set it to the number of GPUs of a node" if train.shards is None else "remove it, or use hsdp",
         )
     threshold = optim.scale_schedule.threshold
     if not threshold > 0:

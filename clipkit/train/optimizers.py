@@ -3,28 +3,36 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from clipkit.errors import value_error
 from clipkit.optim import Lamb, Muon, hidden_matrices, parameter_groups
 from clipkit.train.config import OptimConfig
 from clipkit.train.rates import logit_scale_of
+from clipkit.train.zero import Groups, split_over_ranks
 
-Groups = list[dict[str, Any]]
 
-
-def build_optimizer(settings: OptimConfig, module: nn.Module, blocks: Sequence[nn.Module]) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: OptimConfig,
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    *,
+    split_over: dist.ProcessGroup | None = None,
+) -> torch.optim.Optimizer:
     """The optimizer of `module`'s trainable parameters, in the groups of clipkit.optim.parameter_groups.
 
     Args:
         settings: `settings.name` decides.
         module: wrapped already where it is going to be, so that its parameters are the ones to be trained.
         blocks: the parts of it whose matrices Muon takes.
+        split_over: the ranks that share the optimizer's state, see clipkit.train.zero; None: every rank has all of it.
 
     Raises:
         ValueError: a library that is not installed; sharded matrices under Muon; no logit_scale for step_thresh; layer
@@ -44,7 +52,8 @@ def build_optimizer(settings: OptimConfig, module: nn.Module, blocks: Sequence[n
         for group in groups:
             if group["group"] == "scale":
                 logit_scale_of(group)
-    return _BUILDERS[settings.name](groups, settings)
+    build = functools.partial(_BUILDERS[settings.name], settings=settings)
+    return build(groups) if split_over is None else split_over_ranks(groups, build, split_over)
 
 
 def _adamw(groups: Groups, settings: OptimConfig) -> torch.optim.Optimizer:

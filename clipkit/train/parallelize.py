@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DDP and FSDP2 around a module, and what differs between them: when gradients are synchronised, and their norm."""
+"""DDP, FSDP2 and HSDP around a module, and what differs between them: when gradients are synchronised, their norm."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,47 +16,74 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipkit.errors import value_error
 from clipkit.optim.groups import SCALE_NAMES
+from clipkit.optim.shards import shard_dims
 from clipkit.train.runtime import Runtime
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def wrap(
-    module: nn.Module, blocks: Iterable[nn.Module], *, mode: str, runtime: Runtime, low_dtype: torch.dtype | None
+    module: nn.Module,
+    blocks: Iterable[nn.Module],
+    *,
+    mode: str,
+    runtime: Runtime,
+    low_dtype: torch.dtype | None,
+    shards: int | None = None,
 ) -> nn.Module:
     """Make `module`'s gradients the mean over ranks.
 
     Args:
         module: on its device already.
         blocks: the submodules that FSDP2 shards one by one; the rest is sharded with the root.
-        mode: "ddp" or "fsdp2".
+        mode: "ddp", "zero1" (the same for the module), "fsdp2" or "hsdp".
         runtime: without a process group the module comes back as it is.
-        low_dtype: what FSDP2 computes in (gradients are reduced in fp32); DDP leaves that to autocast.
+        low_dtype: what FSDP2 and HSDP compute in (gradients are reduced in fp32); DDP leaves that to autocast.
+        shards: of hsdp, how many ranks hold one copy together: ranks 0 to shards - 1 the first, and so on.
 
     Raises:
-        ValueError: fsdp2 without a process group.
+        ValueError: fsdp2 or hsdp without a process group; shards that do not divide the number of ranks.
     """
+    sharded = mode in ("fsdp2", "hsdp")
     if not runtime.is_distributed:
-        if mode == "fsdp2":
+        if sharded:
             raise value_error(
                 "train.parallel",
-                got="fsdp2 in a single process",
+                got=f"{mode} in a single process",
                 want="a process group",
                 fix="start with torchrun --nproc-per-node=1 or use ddp",
             )
         return module
-    if mode == "fsdp2":
-        return _shard(module, blocks, runtime, low_dtype)
+    if sharded:
+        return _shard(module, blocks, _mesh(runtime, shards if mode == "hsdp" else None), low_dtype)
     device_ids = [runtime.device] if runtime.device.type == "cuda" else None
     # buffers are made equal once a step by `average_statistics`, as under FSDP2; not by rank 0 before each forward pass
     return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def _shard(
-    module: nn.Module, blocks: Iterable[nn.Module], runtime: Runtime, low_dtype: torch.dtype | None
-) -> nn.Module:
+def _mesh(runtime: Runtime, shards: int | None) -> DeviceMesh:
+    """All ranks in a row, over which one copy is cut; or copies x shards, neighbours holding one copy together."""
     from torch.distributed.device_mesh import init_device_mesh
+
+    device, ranks = runtime.device.type, runtime.world_size
+    if shards is None:
+        return init_device_mesh(device, (ranks,))
+    if ranks % shards:
+        raise value_error(
+            "train.shards",
+            got=f"{shards} with {ranks} processes",
+            want="a divisor of the number of processes",
+            fix="the number of GPUs of a node is usual",
+        )
+    return init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def _shard(
+    module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, low_dtype: torch.dtype | None
+) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
     policy, root_policy = MixedPrecisionPolicy(), MixedPrecisionPolicy()
     if low_dtype is not None:
         policy = MixedPrecisionPolicy(param_dtype=low_dtype, reduce_dtype=torch.float32)
@@ -137,19 +165,20 @@ def gradients(parameters: Iterable[nn.Parameter]) -> tuple[list[Tensor], list[Te
 
 
 @torch.no_grad()
-def clip_gradients(
-    parameters: Sequence[nn.Parameter], max_norm: float | None, group: dist.ProcessGroup | None
-) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
     """Scale all gradients so that their global L2 norm is at most `max_norm`; returns the norm before that, 0-D.
 
-    Counts each shard once and each replicated parameter once, so DDP, FSDP2 and one process agree.
+    Counts each shard once and each replicated parameter once, so DDP, FSDP2, HSDP and one process agree. Collective
+    over the ranks that hold one copy.
     """
     sharded, replicated = gradients(parameters)
     squares = torch.zeros((), device=parameters[0].device)
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
+    spread = {dims for parameter in parameters for dims in shard_dims(parameter)}
+    assert len(spread) <= 1, "wrap cuts everything along one dimension of one mesh"
+    for mesh, dim in spread:
         # also from a rank that holds no part of any of them: the others wait for it
         squares = squares + torch.nn.utils.get_total_norm(sharded).square()
-        dist.all_reduce(squares, group=group)
+        dist.all_reduce(squares, group=mesh.get_group(dim))
     if replicated:
         squares = squares + torch.nn.utils.get_total_norm(replicated).square()
     norm = squares.sqrt()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clipkit.errors import value_error
 from clipkit.train.config import Config, parse_config
 from clipkit.train.typed import to_plain
+from clipkit.train.zero import local_part
 
 if TYPE_CHECKING:
     from clipkit.recipes import BaseRecipe
@@ -57,14 +58,15 @@ def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, recipe
 
     Args:
         module: unwrapped.
-        optimizer: its groups carry "names" (see clipkit.optim.parameter_groups).
+        optimizer: its groups carry "names" (see clipkit.optim.parameter_groups). Of a split one, this rank's part.
         recipe: its tensors are included.
     """
-    _materialise(optimizer)
+    part = local_part(optimizer)
+    _materialise(part)
     tensors = {f"model.{name}": value.detach() for name, value in module.state_dict().items()}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state[parameter].items():
+            for key, value in part.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
     tensors.update({f"recipe.{k}": v for k, v in recipe.state_dict().items() if isinstance(v, Tensor)})
     return tensors

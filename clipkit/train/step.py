@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clipkit.encoders.batch_norm import frozen_statistics, running_statistics
 from clipkit.errors import value_error
@@ -62,9 +63,12 @@ class TrainStep:
         self.config, self.runtime, self.precision, self.total_steps = config, runtime, precision, total_steps
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._statistics = running_statistics(module)
+        self._unrehearsed = isinstance(module, DistributedDataParallel)
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
         """Train on this rank's rows of global batch number `step` (counted from 0)."""
+        if self._unrehearsed:
+            self._rehearse(batch)
         # The random numbers of a step are a function of (seed, step, rank): a resumed run needs no generator state.
         torch.manual_seed(step_seed(self.config.train.seed, step, self.runtime.rank))
         lr = self._set_learning_rate(step)
@@ -73,7 +77,7 @@ class TrainStep:
         losses = self._whole(batch) if self.config.train.accumulation == 1 else self._accumulated(batch)
         scaler, scale_before = self.precision.scaler, self.precision.scaler.get_scale()
         scaler.unscale_(self.optimizer)
-        grad_norm = clip_gradients(self._parameters, self.config.optim.grad_clip, self.runtime.group)
+        grad_norm = clip_gradients(self._parameters, self.config.optim.grad_clip)
         scaler.step(self.optimizer)
         scaler.update()
         average_statistics(self._statistics, self.runtime.group)
@@ -82,6 +86,18 @@ class TrainStep:
         detached = {name: loss.detach() for name, loss in losses.items()}
         skipped = scaler.is_enabled() and scaler.get_scale() < scale_before
         return StepResult(total_loss(detached, self.recipe.weights), detached, grad_norm, lr, skipped)
+
+    def _rehearse(self, batch: Batch) -> None:
+        """One backward whose gradients, all zero, are thrown away.
+
+        DDP lays out its messages anew in the order in which the first backward gives it gradients, and the sum of more
+        than two ranks rounds by the place in a message. Were that backward a step, the step after a resume would round
+        otherwise than the same step of a run that was never stopped.
+        """
+        with frozen_statistics(self.module), self.precision.encoding():
+            features = self.recipe.encode(split(batch, self.config.train.accumulation)[0])
+        torch.stack([value.float().sum() * 0 for value in features.values()]).sum().backward()
+        self._unrehearsed = False
 
     def _whole(self, batch: Batch) -> dict[str, Tensor]:
         with self.precision.encoding():

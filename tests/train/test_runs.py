@@ -269,6 +269,7 @@ def test_load_run_gives_the_model_of_any_kept_step(finished):
     [
         ({"train__global_batch": 49}, ValueError, "48 samples"),
         ({"train__parallel": "fsdp2"}, ValueError, "torchrun"),
+        ({"train__parallel": "hsdp", "train__shards": 1}, ValueError, "hsdp in a single process"),
         ({"model__name": "vit-tiny-33px"}, ValueError, "vit-tiny-32px"),
         ({"data__train": "data/emoji/train"}, FileNotFoundError, "clipkit data emoji --out data/emoji"),
         ({"eval__retrieval": [{"name": "a", "data": "gone"}]}, FileNotFoundError, "eval.retrieval[0].data: gone"),
@@ -283,6 +284,11 @@ def test_mistakes_are_found_before_anything_is_written(data, tmp_path, changes, 
         run(data, tmp_path / "run", **changes)
     assert words in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_state_that_is_split_over_one_process_is_whole(data, finished, tmp_path):
+    assert run(data, tmp_path / "run", train__parallel="zero1") is Ending.FINISHED
+    assert tiny.losses(tmp_path / "run") == tiny.losses(finished)
 
 
 def test_a_loss_that_stays_at_chance_is_pointed_out_once(data, tmp_path, caplog, monkeypatch):

@@ -34,8 +34,11 @@ MODEL = {
 }
 
 
-def build_set(folder: Path, count: int = 48) -> Path:
-    """Write `count` 32-pixel pictures under folder/train, and their captions in folder/captions.txt."""
+def build_set(folder: Path, count: int = 48, *, uneven: bool = False) -> Path:
+    """Write `count` 32-pixel pictures under folder/train, and their captions in folder/captions.txt.
+
+    `uneven` cuts captions to between one letter and all, so that equal numbers of rows are unequal numbers of tokens.
+    """
     from PIL import Image
 
     captions, samples = [], []
@@ -49,6 +52,8 @@ def build_set(folder: Path, count: int = 48) -> Path:
         content = io.BytesIO()
         picture.save(content, "png")
         caption = f"a {colour} {shape} number {number}"
+        if uneven:
+            caption = caption[: 1 + number * 7 % len(caption)]
         captions.append(caption)
         samples.append(Sample(f"{number:04d}", content.getvalue(), caption, {"tags": [colour, shape]}))
     write_shards(folder / "train", samples, shard_size=20)
@@ -131,8 +136,8 @@ def checkpoint_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
 def run_on_ranks(world_size: int, jobs: list[dict[str, Any]], store: Path) -> None:
     """Train each job's `tree` on gloo ranks of one process group, one after another.
 
-    A job may name a `stop` (rank, step): that rank, and no other, gets SIGTERM there. The endings are written to
-    store/endings-RANK.json.
+    A job may name a `stop` (rank, step): that rank, and no other, gets SIGTERM there; and a checkpoint to `resume`
+    from. The endings are written to store/endings-RANK.json.
     """
     torch.multiprocessing.spawn(_rank, (world_size, jobs, str(store)), nprocs=world_size)
 
@@ -157,6 +162,6 @@ def _rank(rank: int, world_size: int, jobs: list[dict[str, Any]], store: str) ->
     dist.init_process_group("gloo", init_method=f"file://{store}/rendezvous", rank=rank, world_size=world_size)
     for job in jobs:
         stop[:] = job.get("stop", [None, None])
-        endings.append(train(parse_config(job["tree"])).name)
+        endings.append(train(parse_config(job["tree"]), resume=job.get("resume", "auto")).name)
     (Path(store) / f"endings-{rank}.json").write_text(json.dumps(endings))
     dist.destroy_process_group()
