@@ -16,6 +16,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,8 +100,7 @@ def measure(model: CLIP, batch: int, dtype: torch.dtype, repeats: int) -> dict[s
     found = towers(model)
     owners = {name: owner for name, (_, owner) in found.items()}
     steps: dict[str, Callable[[], Tensor]] = {
-        name: (lambda encode=encode, owner=owner: one_step(encode, owner, tokens, weights, dtype))
-        for name, (encode, owner) in found.items()
+        name: partial(one_step, encode, owner, tokens, weights, dtype) for name, (encode, owner) in found.items()
     }
     assert_equal(steps, owners, 1e-4 if dtype == torch.float32 else 0.1)
     peaks = {name: round(peak_mib(step, "cpu")) for name, step in steps.items()}
