@@ -17,6 +17,7 @@ from clipkit.recipes import BaseRecipe, create_recipe
 from clipkit.train.checkpoint import CheckpointStore
 from clipkit.train.compile import compile_blocks
 from clipkit.train.config import Config
+from clipkit.train.float8 import convert_to_float8
 from clipkit.train.initialise import check_init, initialise
 from clipkit.train.metrics import check_trackers
 from clipkit.train.optimizers import build_optimizer
@@ -104,6 +105,8 @@ def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.
     model: Any = recipe.model(module)
     if config.model.grad_checkpointing:
         model.set_grad_checkpointing(True)
+    if train.fp8:
+        convert_to_float8(model, runtime.device)
     if train.compile:
         compile_blocks(model.blocks())
     module.train()

@@ -209,7 +209,8 @@ class OptimConfig:
 class TrainConfig:
     """The loop. Exactly one of `steps` and `epochs`; `accumulation` micro-batches make one exact global batch.
 
-    (A ResNet's BatchNorm normalises by the micro-batch of one process, whatever the global batch.)
+    (A ResNet's BatchNorm normalises by the micro-batch of one process, whatever the global batch.) `fp8`: the blocks'
+    linear layers in FP8 by torchao, on GPUs that have it; see `clipkit.train.float8`.
 
     `parallel` is what each of several processes holds; the steps are the same (docs/sharding.md):
 
@@ -227,6 +228,7 @@ class TrainConfig:
     parallel: Literal["ddp", "zero1", "fsdp2", "hsdp"] = "ddp"
     shards: int | None = None
     compile: bool = False
+    fp8: bool = False
     seed: int = 0
     save_every: int = 500
     keep_last: int = 2
@@ -407,6 +409,9 @@ def _check(config: Config) -> None:
             want=f"at most train.global_batch={train.global_batch}",
             fix="lower it",
         )
+    if train.fp8 and train.precision not in ("bf16", "fp16"):
+        want = "bf16 or fp16 with train.fp8: what is not FP8 is 16 bit"
+        raise value_error("train.precision", got=train.precision, want=want, fix="train.precision=bf16")
     names = [entry.name for entry in config.eval.retrieval] + [entry.name for entry in config.eval.zero_shot]
     if len(set(names)) != len(names):
         raise value_error("eval", got=f"names {names}", want="a different name for each set", fix="rename one")
