@@ -18,7 +18,8 @@ token of a block of width d costs 24 d^2 FLOP, so 12 blocks cost 170 MFLOP in Vi
 its text tower (d = 512). open_clip's ViT-B-32 computes 50 and 77 tokens: 8.49 + 5.81 GFLOP, and 0.23 for patches and
 0.24 for attention: 14.78. Here the image tower's last block computes queries, projection and MLP for the class token
 alone (0.59 less), and captions have 14.9 tokens (1.06 with all but attention across captions): 9.29. The step of batch
-16 that `work.py` counts has 27.6 GFLOP a pair for 44.1. So with products of equal efficiency a step is 1.60 times faster
-and no more. What is measured beyond that comes from what is no product (norms, GELU, casts, copies, attention's softmax:
-a padded step does them for 77 tokens too), from the patches (one product, not a convolution) and from the optimizer.
+16 that `work.py` counts has 27.6 GFLOP a pair for 44.1. So with products of equal efficiency a step is 1.60 times
+faster and no more. What is measured beyond that comes from what is no product (norms, GELU, casts, copies, attention's
+softmax: a padded step does them for 77 tokens too), from the patches (one product, no convolution) and from the
+optimizer.
 """

@@ -48,8 +48,8 @@ def document(results: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
         stamp, rows = result["environment"], result["rows"]
         parts.append(
             f"\n## {result['model']} on {stamp['device']}\n\n`{result['command']}`,\n[{name}](../{name}): "
-            f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['torch']}, open_clip {result['open_clip'] or 'not installed'}, "
-            f"commit {commit_name(stamp['commit'])}.\n"
+            f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['torch']}, "
+            f"open_clip {result['open_clip'] or 'not installed'}, commit {commit_name(stamp['commit'])}.\n"
         )
         parts += [f"\n{sentence}\n" for sentence in target_sentences(result)]
         parts += [_losses(result["comparisons"]), _speed(rows), _shares(rows), _reasons(rows)]

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from clipkit.encoders.packing import PackedText
+from clipkit.encoders.sdpa import scaled_dot_product_attention
 from clipkit.errors import value_error
 
 PACKED_BACKENDS = ("torch", "flash_attn", "groups")
