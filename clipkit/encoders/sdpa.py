@@ -22,7 +22,7 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
-    """softmax(q kᵀ / √width) v over [n, heads, tokens, width], as torch's function of this name; no mask, no dropout."""
+    """softmax(q kᵀ / √width) v over [n, heads, tokens, width]: torch's function of this name, no mask, no dropout."""
     half = query.dtype in (torch.bfloat16, torch.float16)
     if half and query.device.type == "cpu" and query.ndim == 4 and query.numel() and _learns(query, key, value):
         attended: Tensor = _WideBackward.apply(query, key, value, is_causal)
