@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench import record
+from bench.clocks import host_clock
 from bench.end_to_end.batches import Batch
 from bench.end_to_end.sides import Side
 
@@ -31,14 +31,20 @@ PART_ROUNDS = 3
 def step_seconds(sides: Sequence[Side], batches: Sequence[Batch], rounds: int, budget: float) -> dict[str, list[float]]:
     """Seconds of each side's steps, one side after the other and round again, all on the same batches.
 
-    As many rounds as `budget` seconds hold by a first one, which is not counted; at least two, at most `rounds`.
+    After a first round, which allocates and compiles and is not counted, as many as begin within `budget` seconds; at
+    least two, at most `rounds`.
     """
     calls = {side.name: _stepper(side, batches) for side in sides}
-    start = time.perf_counter()
     for call in calls.values():
         call()
-    fitting = int(budget / (time.perf_counter() - start)) - 1
-    return record.interleaved(calls, max(FEWEST_ROUNDS, min(rounds, fitting)))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for number in range(max(FEWEST_ROUNDS, rounds)):
+        if number >= FEWEST_ROUNDS and time.perf_counter() - start > budget:
+            break
+        for name, call in calls.items():
+            seconds[name].append(host_clock(call))
+    return seconds
 
 
 def _stepper(side: Side, batches: Sequence[Batch]) -> Callable[[], None]:
