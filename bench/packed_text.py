@@ -24,8 +24,8 @@ from torch import Tensor
 
 from bench import record
 from bench.clocks import peak_mib
+from bench.padded_text import encode_padded_text
 from bench.peers import import_peer
-from bench.step import encode_padded_text
 from clipkit.encoders import CLIP, create_model, get_config
 from clipkit.encoders.text import unit_length
 

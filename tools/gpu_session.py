@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs a card, in under ten minutes: tests/gpu, a memory checker on small shapes, the bench table.
+"""Everything that needs a card, in under ten minutes: tests/gpu, a memory checker on small shapes, the bench table, a
+whole training step beside open_clip's.
 
 `make gpu`, or `python -m tools.gpu_session` in an environment that has the package. Writes
 bench/results/<card>/session-<date>.json: card, driver, versions, commit, and every step with its command, outcome and
@@ -45,16 +46,23 @@ class Outcome(NamedTuple):
 
 
 def steps(minutes: float, checker: str | None) -> list[Step]:
-    """Tests get most of half the time, the checker a sixth; the bench has what is left, which is how it is asked."""
+    """Tests get most of half the time, the checker an eighth, the loss table a fifth; the whole step has what is left.
+
+    Its rounds are short beside the models' making and, with --compile, their compilation; a result is written after
+    every row, so that one that is cut off has lost the last only.
+    """
     total = 60.0 * minutes
     pytest = (sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider")
     small = ("tests/gpu/test_sweeps_gpu.py", "tests/gpu/test_two_forms_gpu.py", "-k", "131 or 66")
     guarded = (checker or "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *pytest, *small)
-    bench = (sys.executable, "-m", "bench", "--device", "cuda", "--budget", str(int(0.35 * total)))
+    bench = (sys.executable, "-m", "bench", "--device", "cuda", "--budget", str(int(0.18 * total)))
+    models = ("--models", "ViT-B-32", "ViT-B-16", "EVA02-B-16", "--precision", "bf16", "--batch", "256", "--compile")
+    step = (sys.executable, "-m", "bench.end_to_end", "--device", "cuda", *models, "--budget", str(int(0.02 * total)))
     return [
-        Step("tests/gpu", (*pytest, "tests/gpu"), 0.45 * total),
-        Step("memcheck", guarded, 0.15 * total, None if checker else "compute-sanitizer is not on PATH"),
-        Step("bench", bench, 0.4 * total),
+        Step("tests/gpu", (*pytest, "tests/gpu"), 0.4 * total),
+        Step("memcheck", guarded, 0.12 * total, None if checker else "compute-sanitizer is not on PATH"),
+        Step("bench", bench, 0.2 * total),
+        Step("bench.end_to_end", step, 0.28 * total),
     ]
 
 
@@ -133,7 +141,7 @@ def _version(package: str) -> str | None:
 
 def main() -> int:
     """0 if everything passed, 1 if not, 2 without a card."""
-    parser = argparse.ArgumentParser(description="Run tests/gpu, a memory checker and the bench table on one card.")
+    parser = argparse.ArgumentParser(description="Run tests/gpu, a memory checker and the benchmarks on one card.")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="the most that all of it may take")
     parser.add_argument("--skip-bench", action="store_true", help="tests only")
     options = parser.parse_args()
@@ -145,7 +153,7 @@ def main() -> int:
     plan = [
         step
         for step in steps(options.minutes, shutil.which("compute-sanitizer"))
-        if not (options.skip_bench and step.name == "bench")
+        if not (options.skip_bench and step.name.startswith("bench"))
     ]
     outcomes = run_all(plan)
     path = write_result(outcomes, " ".join(["python -m tools.gpu_session", *sys.argv[1:]]))

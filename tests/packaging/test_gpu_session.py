@@ -47,6 +47,8 @@ def test_only_a_pass_on_a_card_is_a_proof(tests, checker, result):
 def test_the_steps_fit_the_time_that_is_given():
     plan = gpu_session.steps(10.0, "/usr/bin/compute-sanitizer")
     assert sum(step.seconds for step in plan) <= 600
-    budget = float(plan[-1].command[-1])
-    assert budget < plan[-1].seconds
+    assert [step.name for step in plan] == ["tests/gpu", "memcheck", "bench", "bench.end_to_end"]
+    for step in plan[-2:]:
+        assert step.command[-2] == "--budget"
+        assert float(step.command[-1]) < step.seconds
     assert gpu_session.steps(10.0, None)[1].left_out

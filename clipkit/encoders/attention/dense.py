@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from clipkit.encoders.attention.choice import Kernel, Table
 from clipkit.encoders.attention.flash import FLASH
+from clipkit.encoders.attention.sdpa import scaled_dot_product_attention
 
 DenseAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 _functions: dict[str, DenseAttention] = {}  # those chosen so far
 

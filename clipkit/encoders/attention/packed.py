@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from clipkit.encoders.attention.choice import Kernel, Table
 from clipkit.encoders.attention.flash import FLASH
+from clipkit.encoders.attention.sdpa import scaled_dot_product_attention
 from clipkit.encoders.packing import PackedText
 
 PackedAttention = Callable[[Tensor, Tensor, Tensor, PackedText], Tensor]
