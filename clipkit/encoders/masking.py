@@ -8,10 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from clipkit.engine.torch_backend.patches import philox
-
-_STREAM = 0x6D61736B
-"""Keeps these numbers apart from those by which patch dropout chooses, which has the same seed, step and sample."""
+_WORD = 0xFFFFFFFF
 _SMALLEST = 16 / 14**2
 """The smallest block as a share of the picture: BEiT's 16 of 14 x 14 patches."""
 _FLATTEST = 0.3
@@ -40,8 +37,8 @@ def block_masks(samples: Tensor, *, grid: int, count: int, seed: int, step: int)
     device, patches = samples.device, grid * grid
     blocks = torch.arange(_BLOCKS, device=device)
     ids = samples.unsqueeze(1)
-    counter = (blocks, torch.full_like(blocks, step), ids & 0xFFFFFFFF, ids >> 32 & 0xFFFFFFFF)
-    words = philox(counter, seed ^ _STREAM)  # [n, B] each
+    counter = (blocks, torch.full_like(blocks, step), ids & _WORD, ids >> 32 & _WORD)
+    words = philox(counter, seed)  # [n, B] each
     area, ratio, row, column = (word.double() / 2**32 for word in words)
     smallest = min(count, max(1, round(_SMALLEST * patches)))
     area = smallest + area * (count - smallest)
@@ -59,6 +56,22 @@ def block_masks(samples: Tensor, *, grid: int, count: int, seed: int, step: int)
     place = torch.arange(patches, device=device)
     place = place.where(words[0][:, :1] % 2 == 0, place.flip(0))  # the last block is cut from above or from below
     return (order * patches + place).argsort(dim=1)[:, :count]
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-10 (Salmon et al. 2011): four random words from four words, broadcastable int64 tensors in [0, 2^32).
+
+    key: in [0, 2^64).
+    """
+    first, second, third, fourth = counter
+    low, high = key & _WORD, key >> 32
+    for _ in range(10):
+        # 32 by 32 bits wraps around in int64, which leaves the right 64 bits
+        even, odd = first * 0xD2511F53, third * 0xCD9E8D57
+        first, second = (odd >> 32 & _WORD) ^ second ^ low, odd & _WORD
+        third, fourth = (even >> 32 & _WORD) ^ fourth ^ high, even & _WORD
+        low, high = (low + 0x9E3779B9) & _WORD, (high + 0xBB67AE85) & _WORD
+    return first, second, third, fourth
 
 
 def replace_patches(embedded: Tensor, positions: Tensor, hidden: Tensor, token: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ ALLOWED = {
     "losses": {"functional", "parallel", "errors"},
     "integrations": {"losses", "errors"},
     "optim": {"engine", "errors"},
-    "encoders": {"engine", "errors"},
+    "encoders": {"errors"},
     "data": {"encoders", "errors"},
     "evaluate": {"data", "encoders", "parallel", "errors"},
     "report": {"data", "evaluate", "errors"},
