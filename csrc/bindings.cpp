@@ -32,6 +32,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info, "Compiler, whether the CUDA part is inside and for which architectures. Asks no driver.");
   clipkit::bind_cpu(module);
   clipkit::bind_bf16(module);
+  clipkit::bind_cpu_lamb(module);
   clipkit::bind_cuda(module);
   clipkit::bind_hopper(module);
 }

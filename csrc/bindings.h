@@ -20,6 +20,7 @@ T* pointer(std::uintptr_t address, int64_t count, const char* name) {
 // Each room adds its functions to the one module.
 void bind_cpu(pybind11::module_& module);
 void bind_bf16(pybind11::module_& module);
+void bind_cpu_lamb(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);
 void bind_hopper(pybind11::module_& module);
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipkit.errors import value_error
+from clipkit.optim import TowerOptions
 from clipkit.train.typed import FrozenDict, assign, from_plain, to_plain
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
@@ -161,7 +162,10 @@ class OptimConfig:
     * muon: `clipkit.optim.Muon` for the matrices inside the blocks, AdamW for everything else.
     * sgd: torch's, whose weight decay is added to the gradient and so goes through the momentum.
 
-    `lr_scale` is logit_scale's and logit_bias's own peak rate (default: `lr`); `grad_clip` a global norm.
+    `lr_scale` is logit_scale's and logit_bias's own peak rate (default: `lr`); `grad_clip` a global norm. `image` and
+    `text` are what the towers have of their own, `no_decay` further parameters without weight decay, beside biases,
+    other vectors and the scale: see `clipkit.optim.parameter_groups`. The rate in the metrics is the image tower's
+    before layer decay.
     """
 
     name: Literal["adamw", "lamb", "lion", "muon", "sgd"] = "adamw"
@@ -171,6 +175,9 @@ class OptimConfig:
     eps: float = 1e-6
     grad_clip: float | None = None
     lr_scale: float | None = None
+    image: TowerOptions = field(default_factory=TowerOptions)
+    text: TowerOptions = field(default_factory=TowerOptions)
+    no_decay: tuple[str, ...] = ()
     lamb: LambConfig = field(default_factory=LambConfig)
     lion: LionConfig = field(default_factory=LionConfig)
     muon: MuonConfig = field(default_factory=MuonConfig)
@@ -313,12 +320,20 @@ def _check(config: Config) -> None:
         "optim.schedule.lr_min": (optim.schedule.lr_min, 0),
         "optim.lr_scale": (optim.lr_scale, 0),
         "optim.scale_schedule.factor": (optim.scale_schedule.factor, 0),
+        "optim.image.lr": (optim.image.lr, 0),
+        "optim.image.weight_decay": (optim.image.weight_decay, 0),
+        "optim.text.lr": (optim.text.lr, 0),
+        "optim.text.weight_decay": (optim.text.weight_decay, 0),
     }
     for name, (value, low) in at_least.items():
         if value is not None and not value >= low:
             raise value_error(name, got=value, want=f"at least {low}", fix="raise it")
     if optim.grad_clip is not None and not optim.grad_clip > 0:
         raise value_error("optim.grad_clip", got=optim.grad_clip, want="more than 0", fix="use null for no clipping")
+    for tower, own in (("image", optim.image), ("text", optim.text)):
+        if not 0 < own.layer_decay <= 1:
+            key = f"optim.{tower}.layer_decay"
+            raise value_error(key, got=own.layer_decay, want="above 0 and at most 1", fix="1.0 switches it off")
     averages = {
         "optim.betas": optim.betas,
         "optim.lion.betas": optim.lion.betas,

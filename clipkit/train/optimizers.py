@@ -27,7 +27,8 @@ def build_optimizer(settings: OptimConfig, module: nn.Module, blocks: Sequence[n
         blocks: the parts of it whose matrices Muon takes.
 
     Raises:
-        ValueError: a library that is not installed; sharded matrices under Muon; no logit_scale for step_thresh.
+        ValueError: a library that is not installed; sharded matrices under Muon; no logit_scale for step_thresh; layer
+            decay or `no_decay` for parts that the model does not have.
     """
     groups = parameter_groups(
         module.named_parameters(),
@@ -36,6 +37,8 @@ def build_optimizer(settings: OptimConfig, module: nn.Module, blocks: Sequence[n
         lr_scale=settings.lr_scale,
         hidden=hidden_matrices(blocks) if settings.name == "muon" else (),
         lr_hidden=settings.muon.lr,
+        towers={"image": settings.image, "text": settings.text},
+        no_decay=settings.no_decay,
     )
     if settings.scale_schedule.name == "step_thresh":
         for group in groups:

@@ -29,12 +29,24 @@ def group_rate(group: Mapping[str, Any], step: int, settings: OptimConfig, total
             scale = logit_scale_of(group)
             return step_threshold_rate(scale, peak=group["peak_lr"], threshold=rule.threshold, factor=rule.factor)
         shape = shape if rule.name == "shared" else "cosine"
+    return group.get("layer_scale", 1.0) * _scheduled(group["peak_lr"], shape, step, settings, total_steps)
+
+
+def main_rate(step: int, settings: OptimConfig, total_steps: int) -> float:
+    """The rate to show at step number `step`: the image tower's before layer decay, which is everybody's unless a tower
+    has its own."""
+    peak = settings.lr if settings.image.lr is None else settings.image.lr
+    return _scheduled(peak, settings.schedule.name, step, settings, total_steps)
+
+
+def _scheduled(peak: float, shape: str, step: int, settings: OptimConfig, total_steps: int) -> float:
+    schedule = settings.schedule
     return learning_rate(
         step,
         total_steps=total_steps,
-        peak=group["peak_lr"],
-        warmup_steps=settings.schedule.warmup_steps,
-        lr_min=settings.schedule.lr_min,
+        peak=peak,
+        warmup_steps=schedule.warmup_steps,
+        lr_min=schedule.lr_min,
         shape=shape,
     )
 

@@ -18,7 +18,7 @@ from clipkit.recipes import BaseRecipe
 from clipkit.train.config import Config
 from clipkit.train.parallelize import average_statistics, clip_gradients, gradient_sync, unwrap
 from clipkit.train.precision import Precision
-from clipkit.train.rates import group_rate
+from clipkit.train.rates import group_rate, main_rate
 from clipkit.train.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class StepResult:
         loss: the weighted total, global, 0-D.
         losses: the recipe's named losses before weighting, 0-D each.
         grad_norm: global gradient norm before clipping, 0-D.
-        lr: the rate of the main groups.
+        lr: the image tower's rate before layer decay.
         skipped: fp16 only, the gradients overflowed and no update was made.
     """
 
@@ -124,7 +124,7 @@ class TrainStep:
     def _set_learning_rate(self, step: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = group_rate(group, step, self.config.optim, self.total_steps)
-        return float(self.optimizer.param_groups[0]["lr"])
+        return main_rate(step, self.config.optim, self.total_steps)
 
     def _random_state(self) -> tuple[Tensor, Tensor | None]:
         on_gpu = self.runtime.device.type == "cuda"

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/lamb.h"
+
 namespace clipkit {
 
 struct Tile {
@@ -119,7 +121,7 @@ struct CurvatureWeights {
   const float* positive_weight;  // [rows]: M there
 };
 
-// One set of passes per instruction set.
+// One set of passes per instruction set: over tiles, and over parts of an optimizer's tensors.
 struct TilePasses {
   const char* name;
   void (*statistics)(const Statistics&);
@@ -130,6 +132,8 @@ struct TilePasses {
   void (*divergence)(Divergence&);
   void (*curvature_sums)(const CurvatureSums&);
   void (*curvature_weights)(const CurvatureWeights&);
+  LambSquares (*lamb_moments)(const LambPart&);
+  void (*lamb_apply)(const LambPart&);
 };
 
 // Null where the compiler or the processor's kind does not have the instructions.

@@ -42,6 +42,17 @@ CLIPKIT_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 CLIPKIT_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 #endif
 
+CLIPKIT_INLINE Floats square_root(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(0xFFFF, v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#else
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = __builtin_sqrtf(v[lane]);
+  return v;
+#endif
+}
+
 CLIPKIT_INLINE float sum(Floats v) {
   float total = 0.0f;
   for (int lane = 0; lane < kLanes; ++lane) total += v[lane];

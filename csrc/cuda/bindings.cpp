@@ -144,10 +144,7 @@ LambProblem lamb_problem(Address tensors, int64_t tensor_count, Address chunks, 
           pointer<float>(norms, tensor_count, "norms"),
           pointer<const float>(skip, 0, "skip"),
           pointer<const float>(multiply, 0, "multiply"),
-          LambAverage::of(beta1),
-          LambAverage::of(beta2),
-          eps,
-          static_cast<TrustRule>(rule)};
+          {LambAverage::of(beta1), LambAverage::of(beta2), eps, static_cast<TrustRule>(rule)}};
 }
 
 template <class Number>

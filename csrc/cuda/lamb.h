@@ -10,48 +10,13 @@
 
 #include "cuda/kernel.h"
 #include "cuda/numbers.h"
+#include "lamb_rule.h"
 
 namespace clipkit {
-
-enum class TrustRule : int {
-  nvlamb = 0,    // bias-corrected; ratio 1 for tensors without weight decay
-  paper = 1,     // bias-corrected; every tensor is scaled
-  deepspeed = 2  // bias correction folded into the rate, after the ratio, which is clipped to [0.01, 10]
-};
-
-// One row of the table of tensors, 64 bytes; the Python side writes it as eight 64-bit words.
-struct LambTensor {
-  float* weight;
-  const void* gradient;
-  float* mean;        // moving average of the gradient
-  float* variance;    // and of its square
-  void* copy;         // null, or where the rounded weights go, of the gradient's type
-  const float* step;  // the number of this step, from 1
-  int64_t count;
-  float rate;
-  float decay;
-};
-static_assert(sizeof(LambTensor) == 64, "the Python side writes eight words a row");
 
 struct LambChunk {
   int tensor;
   int number;  // elements number * kElements and on
-};
-
-// A moving average, from a beta in double: 1 - beta and log(beta) of a beta rounded to float would be wrong by 3e-5 at 0.999.
-struct LambAverage {
-  float keep;
-  float blend;
-  float log_keep;
-
-  static LambAverage of(double beta) {
-    return {static_cast<float>(beta), static_cast<float>(1.0 - beta), static_cast<float>(std::log(beta))};
-  }
-
-  CLIPKIT_HOST_DEVICE float advance(float average, float value) const { return keep * average + blend * value; }
-
-  // 1 - beta^step, without the cancellation of the first steps.
-  CLIPKIT_HOST_DEVICE float bias(float step) const { return -expm1f(step * log_keep); }
 };
 
 struct LambProblem {
@@ -66,10 +31,7 @@ struct LambProblem {
   float* norms;     // [tensor_count, 2]: sums of squares of weights and of updates
   const float* skip;      // null, or not zero where the step is to be left out
   const float* multiply;  // null, or the factor of every gradient
-  LambAverage mean;
-  LambAverage variance;
-  float eps;
-  TrustRule rule;
+  LambRule rule;
 
   CLIPKIT_HOST_DEVICE bool skipped() const { return skip != nullptr && *skip != 0.0f; }
 };
@@ -100,30 +62,9 @@ struct LambSpan {
 // (3.3 TB/s for 0.7 us, over 132 multiprocessors: 18 KB).
 constexpr int kLambAtOnce = 4;
 
-// What the bias correction makes of a step: the direction is mean * mean_factor / (sqrt(variance) * deviation_factor + eps).
-struct LambCorrection {
-  float mean_factor;
-  float deviation_factor;
-  float rate_factor;
-
-  CLIPKIT_HOST_DEVICE static LambCorrection of(const LambProblem& problem, float step) {
-    const float mean = problem.mean.bias(step), variance = problem.variance.bias(step);
-    if (problem.rule == TrustRule::deepspeed) return {1.0f, 1.0f, sqrtf(variance) / mean};
-    return {1.0f / mean, 1.0f / sqrtf(variance), 1.0f};
-  }
-};
-
 CLIPKIT_HOST_DEVICE inline float lamb_update(const LambProblem& problem, const LambCorrection& correction, float decay, float weight, float mean,
                                              float variance) {
-  return mean * correction.mean_factor / (sqrtf(variance) * correction.deviation_factor + problem.eps) + decay * weight;
-}
-
-CLIPKIT_HOST_DEVICE inline float trust_ratio(TrustRule rule, float decay, float weight_squares, float update_squares) {
-  if (rule == TrustRule::nvlamb && decay == 0.0f) return 1.0f;
-  if (weight_squares == 0.0f || update_squares == 0.0f) return 1.0f;
-  const float ratio = sqrtf(weight_squares) / sqrtf(update_squares);
-  if (rule != TrustRule::deepspeed) return ratio;
-  return ratio < 0.01f ? 0.01f : ratio > 10.0f ? 10.0f : ratio;  // a NaN stays one
+  return mean * correction.mean_factor / (sqrtf(variance) * correction.deviation_factor + problem.rule.eps) + decay * weight;
 }
 
 // Phase 1: new moments, and each chunk's sums of squares. Every thread sums its own elements, a tree sums the threads.
@@ -157,7 +98,7 @@ struct LambMoments {
   CLIPKIT_HOST_DEVICE void advance(const LambChunk& chunk, int thread, Shared& shared) const {
     const LambTensor& tensor = problem.tensors[chunk.tensor];
     const auto span = LambSpan<Number>::of(tensor, chunk.number);
-    const LambCorrection correction = LambCorrection::of(problem, *tensor.step);
+    const LambCorrection correction = LambCorrection::of(problem.rule, *tensor.step);
     const float decay = tensor.decay, factor = problem.multiply == nullptr ? 1.0f : *problem.multiply;
     float weight_squares = 0.0f, update_squares = 0.0f;
     for (int start = thread; start < span.count; start += kLambAtOnce * kThreads) {
@@ -171,8 +112,8 @@ struct LambMoments {
       }
       for (int k = 0, i = start; k < kLambAtOnce; ++k, i += kThreads) {
         if (i >= span.count) break;
-        span.mean[i] = mean[k] = problem.mean.advance(mean[k], gradient[k]);
-        span.variance[i] = variance[k] = problem.variance.advance(variance[k], gradient[k] * gradient[k]);
+        span.mean[i] = mean[k] = problem.rule.mean.advance(mean[k], gradient[k]);
+        span.variance[i] = variance[k] = problem.rule.variance.advance(variance[k], gradient[k] * gradient[k]);
         const float update = lamb_update(problem, correction, decay, weight[k], mean[k], variance[k]);
         weight_squares += weight[k] * weight[k];
         update_squares += update * update;
@@ -232,10 +173,10 @@ struct LambApply {
     const LambChunk chunk = problem.chunks[item];
     const LambTensor& tensor = problem.tensors[chunk.tensor];
     const auto span = LambSpan<Number>::of(tensor, chunk.number);
-    const LambCorrection correction = LambCorrection::of(problem, *tensor.step);
+    const LambCorrection correction = LambCorrection::of(problem.rule, *tensor.step);
     const float* norms = problem.norms + 2 * static_cast<int64_t>(chunk.tensor);
     const float decay = tensor.decay;
-    const float rate = tensor.rate * correction.rate_factor * trust_ratio(problem.rule, decay, norms[0], norms[1]);
+    const float rate = tensor.rate * correction.rate_factor * trust_ratio(problem.rule.trust, decay, norms[0], norms[1]);
     for (int start = thread; start < span.count; start += kLambAtOnce * kThreads) {
       float weight[kLambAtOnce] = {}, mean[kLambAtOnce] = {}, variance[kLambAtOnce] = {};
       for (int k = 0, i = start; k < kLambAtOnce; ++k, i += kThreads) {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMB's three rules against float64 and known answers, on plain torch and through the CUDA kernels' bodies."""
+"""LAMB's three rules against float64 and known answers, on plain torch, by the CPU's passes and through the CUDA kernels' bodies."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 from clipkit.optim import Lamb
 from tests.optim.lamb_reference import ReferenceLamb
 
-BACKENDS = ["torch", "cuda"]
+BACKENDS = ["torch", "cpu", "cuda"]
 RULES = ["nvlamb", "paper", "deepspeed"]
 # One element, nothing at all, a scalar, ragged ends of threads and chunks (16384 elements), several chunks.
 SHAPES = [(1,), (0, 5), (), (7, 37), (16384,), (16385,), (3, 20000)]
@@ -18,8 +18,9 @@ SHAPES = [(1,), (0, 5), (), (7, 37), (16384,), (16385,), (3, 20000)]
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
-    if request.param == "cuda":
+    if request.param != "torch":
         pytest.importorskip("clipkit._native", reason="clipkit was installed without its compiled part")
+    if request.param == "cuda":
         monkeypatch.setenv("CLIPKIT_CUDA_ON_HOST", "1")
     return request.param
 
@@ -233,7 +234,7 @@ def test_nan_gradients_show(backend, trust):
     assert weight.isnan().any()
 
 
-def test_both_backends_take_the_same_steps(monkeypatch):
+def test_all_backends_take_the_same_steps(monkeypatch):
     pytest.importorskip("clipkit._native", reason="clipkit was installed without its compiled part")
     monkeypatch.setenv("CLIPKIT_CUDA_ON_HOST", "1")
     results = []
@@ -244,8 +245,9 @@ def test_both_backends_take_the_same_steps(monkeypatch):
             give_gradients(tensors, step)
             optimizer.step()
         results.append(tensors)
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    for theirs, *others in zip(*results, strict=True):
+        for ours in others:
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -269,14 +271,15 @@ def test_a_complex_parameter_is_refused():
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.T.contiguous().T, lambda x: x.repeat(2, 2)[::2, ::2]])
-def test_how_weights_and_gradients_lie_in_memory_does_not_matter_to_plain_torch(layout):
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_how_weights_and_gradients_lie_in_memory_does_not_matter_on_the_cpu(layout, backend):
     start, gradient = torch.randn(6, 4), torch.randn(6, 4)
     reference = ReferenceLamb([layout(start)], **OPTIONS, weight_decay=0.05, trust="nvlamb")
     reference.step([layout(gradient)])
     for other in (lambda x: x, lambda x: x.T.contiguous().T):
         weight = nn.Parameter(layout(start.clone()))
         weight.grad = other(layout(gradient))
-        Lamb([weight], **OPTIONS, weight_decay=0.05).step()
+        Lamb([weight], **OPTIONS, weight_decay=0.05, backend=backend).step()
         torch.testing.assert_close(weight.data.double(), reference.weights[0], rtol=2e-5, atol=2e-6)
 
 

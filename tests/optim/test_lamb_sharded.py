@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LAMB on shards takes the step of LAMB on whole tensors: trust ratios do not depend on how a model is cut."""
 
+import itertools
 import os
 
 import pytest
@@ -25,7 +26,7 @@ def step_sharded_and_whole(rank):
     os.environ["CLIPKIT_CUDA_ON_HOST"] = "1"
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
     for trust in RULES:
-        for dtype, backend in ((torch.float32, "torch"), (torch.float32, "cuda"), (torch.bfloat16, "cuda")):
+        for dtype, backend in itertools.product((torch.float32, torch.bfloat16), ("torch", "cpu", "cuda")):
             whole = parameters(SHAPES, dtype)
             placements = [Shard(0), Shard(0), None, Replicate()]
             parts = [

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMB, Lion and SGD in the trainer: they train, they resume with the same bits, and ranks and shards do not show."""
+"""Optimizers in the trainer, and layer decay: they train, they resume with the same bits, and ranks and shards do not
+show.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,17 @@ from clipkit.train import train as train_run
 from tests.train import tiny
 
 STEPS = 5
+LAYERS = {
+    "lr_scale": 1e-3,
+    "image": {"lr": 0.02, "layer_decay": 0.5},
+    "text": {"weight_decay": 0.05, "layer_decay": 0.75},
+    "no_decay": ["positional_embedding"],
+}
 OPTIMIZERS = {
     "lamb": {"name": "lamb", "lr": 0.02, "lr_scale": 1e-3},
     "lamb, every tensor": {"name": "lamb", "lr": 0.02, "lr_scale": 1e-3, "lamb": {"trust": "paper"}},
+    "lamb, by layers": {"name": "lamb", "lr": 0.01, "lamb": {"trust": "deepspeed"}, **LAYERS},
+    "adamw, by layers": {"name": "adamw", "lr": 1e-3, **LAYERS, "image": {"lr": 2e-3, "layer_decay": 0.5}},
     "lion": {"name": "lion", "lr": 1e-3, "lr_scale": 1e-3},
     "sgd": {"name": "sgd", "lr": 0.1, "lr_scale": 1e-2},
     "nesterov": {"name": "sgd", "lr": 0.1, "lr_scale": 1e-2, "sgd": {"nesterov": True}},
@@ -55,6 +65,23 @@ def test_it_trains_and_goes_on_bitwise_from_a_checkpoint(name, data, tmp_path):
         assert torch.equal(value, parts[key]), key
     losses = list(tiny.losses(tmp_path / "whole").values())
     assert sum(losses[-4:]) < sum(losses[:4])
+
+
+def test_a_checkpoint_knows_no_groups(data, tmp_path):
+    """State is kept by parameter: a run may go on with layer decay, and with what moments it had."""
+    settings = {"precision": "fp64"}
+    first = tree(data, tmp_path / "run", "adamw, by layers", **settings, steps=4)
+    first["optim"].update(image={}, text={}, no_decay=[])
+    train_run(parse_config(first))
+    before = tiny.checkpoint_tensors(tmp_path / "run", 4)
+    train_run(parse_config(tree(data, tmp_path / "run", "adamw, by layers", **settings, steps=5)))
+    after = tiny.checkpoint_tensors(tmp_path / "run", 5)
+    assert before.keys() == after.keys()
+    assert all(value == 5 for key, value in after.items() if key.endswith(".step"))
+    moved = {key: (after[key] - value).abs().max() for key, value in before.items() if key.startswith("model.visual.")}
+    assert moved["model.visual.conv1.weight"] < moved["model.visual.proj"] / 2, (
+        "two layers lower: a quarter of the rate"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from clipkit.engine.cuda_backend.library import check_tensor, native, stream_for
 from clipkit.engine.lamb import TRUST_RULES, LambTensors
-
-_RATE = 14  # of the sixteen fp32 words of a tensor's entry
+from clipkit.engine.lamb_table import lamb_table
 
 
 class _Plan(NamedTuple):
@@ -30,7 +28,7 @@ def lamb(tensors: LambTensors) -> tuple[Tensor, Callable[[Tensor], None]]:
     _check(tensors)
     like = tensors.weights[0]
     plan = _plan(tuple(weight.numel() for weight in tensors.weights), like.device)
-    table = _table(tensors, like.device)
+    table = lamb_table(tensors, like.device)
     partials = torch.empty(plan.chunks.shape, dtype=torch.float32, device=like.device)
     norms = torch.empty((len(tensors.weights), 2), dtype=torch.float32, device=like.device)
 
@@ -75,24 +73,6 @@ def _check(tensors: LambTensors) -> None:
         check_tensor("gradients", tensors.gradients[index], like, dtype=gradient_type, shape=shape)
         if tensors.copies is not None:
             check_tensor("copies", tensors.copies[index], like, dtype=gradient_type, shape=shape)
-
-
-def _table(tensors: LambTensors, device: torch.device) -> Tensor:
-    """Eight 64-bit words a tensor, as struct LambTensor has them; from pinned memory, which waits for nothing."""
-    columns = (tensors.weights, tensors.gradients, tensors.means, tensors.variances, tensors.copies, tensors.steps)
-    pointers = [
-        [0] * len(tensors.weights) if column is None else [tensor.data_ptr() for tensor in column] for column in columns
-    ]
-    counts = [weight.numel() for weight in tensors.weights]
-    on_host = [0.0 if isinstance(rate, Tensor) else rate for rate in tensors.rates]
-    rates = [struct.unpack("=q", struct.pack("=ff", *pair))[0] for pair in zip(on_host, tensors.decays, strict=True)]
-    table = torch.tensor([*pointers, counts, rates], dtype=torch.int64).T.contiguous()
-    if device.type != "cpu":
-        table = table.pin_memory().to(device, non_blocking=True)
-    for tensor, rate in enumerate(tensors.rates):
-        if isinstance(rate, Tensor):
-            table.view(torch.float32)[tensor, _RATE].copy_(rate.reshape(()))
-    return table
 
 
 @functools.lru_cache(maxsize=64)
