@@ -22,7 +22,7 @@ def _grid(rates: tuple[float, ...]) -> dict[str, Settings]:
     }
 
 
-_LAMB, _ADAMW = _grid((3e-3, 1e-2)), _grid((1e-3, 3e-3))
+_LAMB, _ADAMW = _grid((1e-2, 3e-2)), _grid((1e-3, 3e-3))
 _SCRATCH = {"model.init.image": "null"}
 _BEST = "rate 0.01, layer decay 0.75"
 

@@ -30,7 +30,9 @@ def main() -> None:
     folder = prepare(options.emoji, options.out)
     sizes = split_of(options.emoji, folder)
     train(folder, PRETRAINING, PRETRAINED, [TRAIN])
-    jobs = [(name, one) for name, variant in VARIANTS.items() if len(variant.tries) == TRIES_EACH for one in variant.tries]
+    jobs = [
+        (name, one) for name, variant in VARIANTS.items() if len(variant.tries) == TRIES_EACH for one in variant.tries
+    ]
     rows = run_all(jobs, lambda job: one_try(folder, job[0], job[1], options.epochs), options.jobs)
     for row in rows:
         print(f"{row['variant']:10} {row['try']:32} {100 * row['score']:5.2f}")

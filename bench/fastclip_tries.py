@@ -20,6 +20,7 @@ from bench.fastclip import add_common, length
 from bench.fastclip_methods import METHODS, RECIPE
 from bench.runs import SPLIT_TESTS, prepare, run_all, split_of, train, tried
 
+
 def main() -> None:
     """Run all tries, print a table and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -56,7 +56,9 @@ def test_no_side_is_preferred() -> None:
     often = masks.float().mean(dim=0)
     for turned in (often.flip(0), often.flip(1), often.T):
         assert (often - turned).abs().max() < 0.02  # five standard errors of a difference
-    assert often.max() / often.min() > 3, "blocks lie within the picture, and so cover its middle more often than corners"
+    assert often.max() / often.min() > 3, (
+        "blocks lie within the picture, and so cover its middle more often than corners"
+    )
 
 
 def test_the_token_takes_the_hidden_patches_places_and_keeps_their_positions() -> None:

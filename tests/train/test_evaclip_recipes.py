@@ -106,7 +106,14 @@ def test_what_starts_anew_is_what_was_skipped(name: str) -> None:
     if name == "l-14-336":
         assert init.skip == (), "it goes on from the whole of the model at 224 pixels"
     else:
-        assert set(init.skip or ()) == {"visual.head", "head", "lm_head", "mask_token", "text_projection", "logit_scale"}
+        assert set(init.skip or ()) == {
+            "visual.head",
+            "head",
+            "lm_head",
+            "mask_token",
+            "text_projection",
+            "logit_scale",
+        }
 
 
 def test_rates_of_the_base_model_are_the_launched_ones() -> None:
@@ -133,9 +140,9 @@ def test_rates_of_the_base_model_are_the_launched_ones() -> None:
     }
     for parameter, scale in scales.items():
         assert groups[parameter]["layer_scale"] == pytest.approx(scale), parameter
-    assert [groups[name]["weight_decay"] for name in ("visual.pos_embed", "visual.cls_token", "positional_embedding")] == (
-        [0.0] * 3
-    )
+    assert [
+        groups[name]["weight_decay"] for name in ("visual.pos_embed", "visual.cls_token", "positional_embedding")
+    ] == ([0.0] * 3)
     assert groups["token_embedding.weight"]["weight_decay"] == 0.05
     assert groups["logit_scale"]["peak_lr"] == 5e-4
     assert groups["visual.head.weight"]["peak_lr"] == 2e-4
