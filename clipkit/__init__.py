@@ -24,7 +24,7 @@ _HOMES = {
         "linear_bce_with_logits",
     ),
     "clipkit.losses": ("ClipLoss", "SigLipLoss", "DistillClipLoss", "FastCLIPLoss"),
-    "clipkit.encoders": ("create_model", "list_models", "load_checkpoint", "export_state_dict"),
+    "clipkit.encoders": ("create_model", "list_models", "load_checkpoint", "load_towers", "export_state_dict"),
     "clipkit.data.tokens": ("get_tokenizer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

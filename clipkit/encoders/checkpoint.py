@@ -3,28 +3,25 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipkit.encoders.config import CLIPConfig, EvaConfig, ResNetConfig, TextConfig, VisionConfig
 from clipkit.encoders.eva_layout import open_clip_vision, to_open_clip, with_rotations
-from clipkit.encoders.layouts import State, custom_text_names, recognise, unwrap
+from clipkit.encoders.layouts import State, custom_text_names
+from clipkit.encoders.reading import read_weights, recognised, some
+from clipkit.encoders.resizing import POSITIONS, fit_positions, fit_scalar
 from clipkit.encoders.transformers_layout import to_transformers
 from clipkit.errors import value_error
 
 if TYPE_CHECKING:
     from clipkit.encoders.model import CLIP
 
-_NAMED_AT_MOST = 8
-_IMAGE_POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
-_TEXT_POSITIONS = "positional_embedding"
 _EXPORTS = ("open_clip", "open_clip_custom_text", "transformers", "eva_clip", "clipkit")
 
 
@@ -76,24 +73,13 @@ def load_checkpoint(
 
     Raises FileNotFoundError for a missing file, ValueError for a file that is no checkpoint of tensors.
     """
-    state, source = _read(path_or_state_dict)
-    layout = recognise(state)
-    if layout is None:
-        raise value_error(
-            "checkpoint",
-            got=f"{source} with tensors {_some(state) or 'none'}",
-            want="a CLIP in the layout of open_clip, OpenAI, transformers, timm or clipkit",
-            fix="rename its tensors to open_clip's names",
-        )
-    given = layout.translate(state)
-    wanted: dict[str, Tensor] = dict(model.state_dict())
-    if any(value.is_meta for value in wanted.values()):
-        raise value_error(
-            "model", got="parameters on the meta device", want="memory to load into", fix='model.to_empty(device="cpu")'
-        )
+    weights = read_weights(path_or_state_dict)
+    layout = recognised(weights)
+    given = layout.translate(weights.state)
+    wanted = writable(model)
     in_layout = [name for name in wanted if name.startswith("visual.") or not layout.image_only]
     resized = _resize_positions(given, wanted) if resize_positions else ()
-    fits = {name: value for name in in_layout if (value := _fitting(given.get(name), wanted[name])) is not None}
+    fits = {name: value for name in in_layout if (value := fit_scalar(given.get(name), wanted[name])) is not None}
     report = LoadReport(
         layout=layout.name,
         loaded=tuple(fits),
@@ -106,7 +92,7 @@ def load_checkpoint(
         untouched=tuple(name for name in wanted if name not in in_layout),
     )
     if strict:
-        _refuse_gaps(report, source)
+        _refuse_gaps(report, weights.source)
     with torch.no_grad():
         for name, value in fits.items():
             wanted[name].copy_(value)
@@ -214,92 +200,43 @@ def _known_elsewhere(config: CLIPConfig) -> VisionConfig | ResNetConfig | EvaCon
     )
 
 
-def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[State, str]:
-    if isinstance(source, Mapping):
-        return unwrap(source), "a state dict"
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint: {path} is not a file; give a .safetensors or .pt file, names are not fetched"
+def writable(model: CLIP) -> State:
+    """The model's own tensors by name. ValueError where they have no memory."""
+    wanted: State = dict(model.state_dict())
+    if any(value.is_meta for value in wanted.values()):
+        raise value_error(
+            "model", got="parameters on the meta device", want="memory to load into", fix='model.to_empty(device="cpu")'
         )
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return unwrap(load_file(path)), path.name
-        except SafetensorError as error:
-            raise _unreadable(path, error, "download or export it again") from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        fix = "save its state dict: torch.save(model.state_dict(), path); a TorchScript file is read by torch.jit.load"
-        raise _unreadable(path, error, fix) from error
-    if not isinstance(loaded, Mapping):
-        raise _unreadable(path, type(loaded).__name__, "save a state dict")
-    return unwrap(loaded), path.name
+    return wanted
 
 
-def _unreadable(path: Path, error: object, fix: str) -> ValueError:
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return value_error("checkpoint", got=f"{path.name}: {first_line}", want="a file of tensors", fix=fix)
+def _shapes(name: str, value: Tensor, parameter: Tensor) -> str:
+    """What differs, for a report."""
+    return f"{name}: {tuple(value.shape)} -> {tuple(parameter.shape)}"
 
 
-def _fitting(value: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The value in the parameter's shape ([1] and 0-D are both a scalar), or None."""
-    if value is None or value.shape == parameter.shape:
-        return value
-    return value.reshape(parameter.shape) if value.numel() == parameter.numel() == 1 else None
-
-
-def _resize_positions(given: State, wanted: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _resize_positions(given: State, wanted: State) -> tuple[str, ...]:
+    """Replace positions of other sizes in `given`; says which."""
     resized = []
-    for name in (*_IMAGE_POSITIONS, _TEXT_POSITIONS):
-        resize = _resample_grid if name in _IMAGE_POSITIONS else _first_rows
-        old, new = given.get(name), wanted.get(name)
-        if old is None or new is None or old.shape == new.shape or old.shape[1:] != new.shape[1:]:
-            continue
-        value = resize(old, new.shape[0])
+    for name in [name for name in POSITIONS if name in given and name in wanted]:
+        old, new = given[name], wanted[name]
+        value = None if old.shape == new.shape else fit_positions(name, old, new.shape, antialias=True)
         if value is not None:
             resized.append(_shapes(name, old, new))
             given[name] = value
     return tuple(resized)
 
 
-def _resample_grid(positions: Tensor, count: int) -> Tensor | None:
-    """Class token kept, the square grid of [1 + g * g, width] resampled; None when it is not square."""
-    old, new = round((positions.shape[0] - 1) ** 0.5), round((count - 1) ** 0.5)
-    if old**2 + 1 != positions.shape[0] or new**2 + 1 != count:
-        return None
-    grid = positions[1:].float().T.reshape(1, -1, old, old)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([positions[:1].float(), grid.reshape(-1, new * new).T])
-
-
-def _first_rows(positions: Tensor, count: int) -> Tensor | None:
-    return positions[:count] if count <= positions.shape[0] else None
-
-
 def _refuse_gaps(report: LoadReport, source: str) -> None:
     problems = [
-        f"{len(names)} {what} ({_some(names)})"
+        f"{len(names)} {what} ({some(names)})"
         for what in ("missing", "unexpected", "mismatched")
         if (names := getattr(report, what))
     ]
     if problems:
         fix = "load with strict=False to take what fits, or create the model with the checkpoint's sizes"
-        if any("positional_embedding" in name for name in report.mismatched):
+        if any(name.partition(":")[0] in POSITIONS for name in report.mismatched):
             fix += "; resize_positions=True adapts the positions"
         raise value_error(
             "checkpoint", got=f"{source} with {'; '.join(problems)}", want="this model's tensors", fix=fix
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f", and {len(listed) - _NAMED_AT_MOST} more" if len(listed) > _NAMED_AT_MOST else ""
-    return ", ".join(listed[:_NAMED_AT_MOST]) + more
-
-
-def _shapes(name: str, value: Tensor, parameter: Tensor) -> str:
-    return f"{name}: {tuple(value.shape)} -> {tuple(parameter.shape)}"

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from clipkit.encoders.eva_layout import TRUNK, from_others, is_eva
-from clipkit.encoders.transformers_layout import MARK, from_transformers
+from clipkit.encoders.transformers_layout import MARK, TEXT_MARK, from_transformers
 
 State = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-_TEXT_NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+TEXT_NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
 _TIMM_NAMES = [
     (re.compile(pattern), name)
@@ -80,12 +80,16 @@ def recognise(state: State) -> Layout | None:
         if any(name in state for name in _OPENAI_NUMBERS):
             return Layout("OpenAI CLIP", False, _without_numbers)
         return Layout("open_clip CLIP" if "visual.conv1.weight" in state else "clipkit", False, dict)
+    if TEXT_MARK in state:
+        return Layout("transformers CLIPTextModel", False, from_transformers)
+    if any(name.startswith("visual.") for name in state):
+        return Layout("clipkit image tower", True, dict)
     return None
 
 
 def custom_text_names(state: State) -> State:
     """Our names to those of open_clip's CustomTextCLIP: the text tower under "text."."""
-    return {f"text.{name}" if name.startswith(_TEXT_NAMES) else name: value for name, value in state.items()}
+    return {f"text.{name}" if name.startswith(TEXT_NAMES) else name: value for name, value in state.items()}
 
 
 def _flat_text(state: State) -> State:

@@ -12,6 +12,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 MARK = "vision_model.embeddings.patch_embedding.weight"
+TEXT_MARK = "text_model.embeddings.token_embedding.weight"
 
 _STACKS = (
     ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
@@ -33,7 +34,7 @@ _SINGLE = (
     ("visual.ln_post.weight", "vision_model.post_layernorm.weight"),
     ("visual.ln_post.bias", "vision_model.post_layernorm.bias"),
     ("visual.proj", "visual_projection.weight"),
-    ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    ("token_embedding.weight", TEXT_MARK),
     ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
     ("ln_final.weight", "text_model.final_layer_norm.weight"),
     ("ln_final.bias", "text_model.final_layer_norm.bias"),

@@ -45,6 +45,18 @@ def configuration(path: Path) -> str:
     return f"<details><summary>{escape(path.name)}</summary><pre><code>{text}</code></pre></details>"
 
 
+def initialisation(recorded: Mapping[str, Any]) -> str:
+    """Where each tower's first weights came from, by init_report.json; nothing for a run that drew them all."""
+    lines = []
+    for tower in ("image", "text"):
+        found = recorded.get(tower) or {}
+        if found:
+            counts = ", ".join(f"{len(found[kind])} tensors {kind}" for kind in ("loaded", "resized", "skipped"))
+            origin = f"{found['source']} ({found['layout']}): {counts}"
+            lines.append(f'<p class="remark">The {tower} tower started from {escape(origin)}.</p>')
+    return "".join(lines)
+
+
 def attribution(folders: Sequence[Path]) -> str:
     """The ATTRIBUTION.md of each data folder, or of the folder above it, each once."""
     found: dict[Path, str] = {}

@@ -31,8 +31,8 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
     """Write RUN/report.html, one file without any outside resource, and return its path.
 
     Args:
-        run_dir: the run's folder; metrics.jsonl, eval.json, environment.json and config.yaml in it are shown where
-            present.
+        run_dir: the run's folder; metrics.jsonl, eval.json, environment.json, init_report.json and config.yaml in it
+            are shown where present.
         model, tokenizer: the trained ones, whole on this process: this is not collective, call it on one rank.
         config: the run's configuration; its `eval` section names the sets whose pictures are shown. The retrieval
             numbers on the page are computed here, from the very features that the shown pictures were ranked with.
@@ -51,7 +51,13 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
         section("Results", "results", retrieval_table(numbers), zero_shot_table(zero_shot), *problems),
         section("Training", "training", _charts(drawn), note="Over optimizer steps. Beside each name, its last value."),
         *(_gallery(one, number) for number, one in enumerate(embedded)),
-        section("Run it again", "command", facts.command(recorded), facts.configuration(run / "config.yaml")),
+        section(
+            "Run it again",
+            "command",
+            facts.command(recorded),
+            facts.initialisation(facts.read_json(run / "init_report.json")),
+            facts.configuration(run / "config.yaml"),
+        ),
         section("Machine", "machine", facts.environment(recorded)),
         section("Pictures and captions", "attribution", facts.attribution(_data_folders(config))),
     ]

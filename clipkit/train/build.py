@@ -16,6 +16,7 @@ from clipkit.errors import value_error
 from clipkit.recipes import BaseRecipe, create_recipe
 from clipkit.train.checkpoint import CheckpointStore
 from clipkit.train.config import Config
+from clipkit.train.initialise import check_init, initialise
 from clipkit.train.metrics import check_trackers
 from clipkit.train.optimizers import build_optimizer
 from clipkit.train.parallelize import wrap
@@ -33,8 +34,11 @@ CHECKPOINTS = "checkpoints"
 _BUILT_SETS = ("emoji", "icons", "stamps")
 
 
-def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
+def build_session(config: Config, runtime: Runtime, run_dir: Path, *, resuming: bool = False) -> Session:
     """Everything for a run at step 0. Nothing is written.
+
+    Args:
+        resuming: a checkpoint's weights come next, so `model.init` is left alone: its files may have gone.
 
     Raises:
         FileNotFoundError: data that are not there, with the command that builds them.
@@ -44,6 +48,8 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
 
     check_trackers(config.train.trackers)
     check_sources(config)
+    if not resuming:
+        check_init(config.model.init)
     dataset = _open(config)
     train = config.train
     _check_sizes(config, len(dataset), runtime)
@@ -52,9 +58,10 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
     recipe.prepare(samples=len(dataset), fingerprint=dataset.fingerprint, steps_per_epoch=order.steps_per_epoch)
     torch.manual_seed(train.seed)
     module = recipe.build()
-    model_config: Any = recipe.model(module).config
-    tokenizer = get_tokenizer(model_config)
-    vision = model_config.vision
+    model: Any = recipe.model(module)
+    init_report = None if resuming else initialise(model, config.model.init, runtime)
+    tokenizer = get_tokenizer(model.config)
+    vision = model.config.vision
     loader = Loader(
         dataset,
         order,
@@ -82,6 +89,7 @@ def build_session(config: Config, runtime: Runtime, run_dir: Path) -> Session:
         samples=len(dataset),
         steps_per_epoch=order.steps_per_epoch,
         total_steps=steps,
+        init_report=init_report,
         store=CheckpointStore(run_dir / CHECKPOINTS, runtime, keep_last=train.keep_last, asynchronous=train.async_save),
     )
 

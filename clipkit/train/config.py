@@ -24,12 +24,31 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Towers to start from, each out of another model; see `clipkit.load_towers`.
+
+    `image`, `text`: a checkpoint file, a folder of `clipkit train` (its newest checkpoint) or of `clipkit export`.
+    `skip`: patterns of names that start anew or stay behind; null stands for the published list. A run that goes on
+    from a checkpoint of its own needs none of them any more.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    skip: tuple[str, ...] | None = None
+    resize: bool = True
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Which model. `overrides` are dotted keys of its configuration, such as `vision.patch_dropout: 0.5`."""
+    """Which model. `overrides` are dotted keys of its configuration, such as `vision.patch_dropout: 0.5`.
+
+    It starts from `pretrained`, a checkpoint of the whole model, or by `init` from towers of several, or anew.
+    """
 
     name: str
     overrides: Mapping[str, Any] = field(default_factory=FrozenDict)
     pretrained: str | None = None
+    init: InitConfig = field(default_factory=InitConfig)
     grad_checkpointing: bool = False
 
 
@@ -298,6 +317,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 def _check(config: Config) -> None:
     """Settings that contradict each other or lie outside their range."""
     train, optim = config.train, config.optim
+    _check_init(config.model)
     if (train.steps is None) == (train.epochs is None):
         both = f"steps={train.steps}, epochs={train.epochs}"
         raise value_error("train.steps / train.epochs", got=both, want="exactly one of them", fix="remove or add one")
@@ -374,3 +394,22 @@ def _check(config: Config) -> None:
     names = [entry.name for entry in config.eval.retrieval] + [entry.name for entry in config.eval.zero_shot]
     if len(set(names)) != len(names):
         raise value_error("eval", got=f"names {names}", want="a different name for each set", fix="rename one")
+
+
+def _check_init(model: ModelConfig) -> None:
+    """At most one way to start, and no rule for towers that are not given."""
+    named = [f"model.init.{tower}" for tower in ("image", "text") if getattr(model.init, tower) is not None]
+    if named and model.pretrained is not None:
+        raise value_error(
+            "model.pretrained",
+            got=f"a whole model, beside {' and '.join(named)}",
+            want="one of the two",
+            fix="remove model.pretrained, or give it as model.init.image and model.init.text",
+        )
+    if model.init.skip is not None and not named:
+        raise value_error(
+            "model.init.skip",
+            got=", ".join(model.init.skip),
+            want="model.init.image or model.init.text beside it",
+            fix="add one, or remove it",
+        )

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 # Without a process group one process is what is meant, on its saving thread too: torch need not wonder aloud.
 warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process.*")
@@ -127,6 +127,18 @@ def load_tensors(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGr
     """Fill `tensors` in place from `folder`, whatever world size wrote it. Collective."""
     with _telling():
         dcp.load(dict(tensors), storage_reader=SafeReader(folder), process_group=group, no_dist=group is None)
+
+
+def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names, whole, on the CPU. Not collective."""
+    entries = SafeReader(folder).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    load_tensors(tensors, folder, None)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from clipkit.errors import value_error
 from clipkit.train.build import CHECKPOINTS
@@ -34,21 +35,37 @@ def load_run(
     from clipkit.encoders import CLIP, CLIPConfig
     from clipkit.train import dcp
 
-    checkpoint = _choose(Path(run_dir), step)
+    checkpoint = newest_checkpoint(Path(run_dir), step)
     state = checkpoint.state()
     model = CLIP(CLIPConfig.from_dict(state["model_config"]))
-    names = dcp.tensor_names(checkpoint.path)
-    targets: dict[str, Any] = {}
-    for name, value in model.state_dict().items():
-        # A recipe may train a larger module with the CLIP model inside; then its name is a prefix.
-        stored = next((n for n in (f"model.{name}", f"model.clip.{name}") if n in names), f"model.{name}")
-        targets[stored] = value
-    dcp.load_tensors(targets, checkpoint.path, None)
+    prefix = _prefix(checkpoint)
+    dcp.load_tensors({prefix + name: value for name, value in model.state_dict().items()}, checkpoint.path, None)
     model.to(device).eval()
     return model, parse_config(state["config"]), get_tokenizer(model.config)
 
 
-def _choose(run_dir: Path, step: int | None) -> Checkpoint:
+def run_tensors(run_dir: str | Path) -> dict[str, Tensor]:
+    """The tensors of the model in a run's newest complete checkpoint, under the model's own names, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such folder, or no complete checkpoint in it.
+    """
+    from clipkit.train import dcp
+
+    checkpoint = newest_checkpoint(Path(run_dir))
+    return dcp.read_tensors(checkpoint.path, _prefix(checkpoint))
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    """Before the names of the CLIP model's tensors: a recipe may train a larger module with that model inside."""
+    from clipkit.train import dcp
+
+    inside = "model.clip."
+    return inside if any(name.startswith(inside) for name in dcp.tensor_names(checkpoint.path)) else "model."
+
+
+def newest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
+    """A run's newest complete checkpoint, or the one after `step` steps; raises as `load_run` does."""
     if not run_dir.is_dir():
         raise FileNotFoundError(f"run: {run_dir} does not exist; give the folder that clipkit train wrote (output.dir)")
     found = complete_checkpoints(run_dir / CHECKPOINTS)

@@ -53,9 +53,12 @@ def train(config: Config, *, resume: str = "auto", command: Sequence[str] | None
         log.info("rank %d of %d (%s) on %s", here.rank, here.world_size, here.source, here.device)
         run_dir = Path(config.output.dir)
         candidates = _candidates(run_dir, resume)
-        session = build_session(config, here, run_dir)
+        resuming = bool(here.share(bool(candidates)))
+        session = build_session(config, here, run_dir, resuming=resuming)
         _resume(session, candidates)
         _prepare_folder(session, resume, sys.argv if command is None else command)
+        if here.is_main and not resuming:
+            _write_init_report(session)
         if here.is_main:
             session.metrics = MetricsFile(run_dir / "metrics.jsonl")
             session.trackers = open_trackers(config.train.trackers, run_dir, to_plain(config))
@@ -104,6 +107,14 @@ def _prepare_folder(session: Session, resume: str, command: Sequence[str]) -> No
         facts = environment(session.runtime, command)
         (run_dir / "environment.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     session.runtime.barrier()
+
+
+def _write_init_report(session: Session) -> None:
+    """Say where the first weights came from; a run that drew them is not left with an earlier one's report."""
+    path = session.run_dir / "init_report.json"
+    path.unlink(missing_ok=True)
+    if session.init_report is not None:
+        path.write_text(json.dumps(session.init_report.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def _resume(session: Session, candidates: list[Checkpoint]) -> None:

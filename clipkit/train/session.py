@@ -27,13 +27,14 @@ from clipkit.train.step import StepResult, TrainStep
 
 if TYPE_CHECKING:
     from clipkit.data import Batch, Loader
+    from clipkit.encoders import TowersReport
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Session:
-    """A run in progress. `metrics`, `trackers` and `progress` exist on rank 0 only."""
+    """A run in progress. `init_report`, `metrics`, `trackers` and `progress` exist on rank 0 only."""
 
     config: Config
     runtime: Runtime
@@ -47,6 +48,7 @@ class Session:
     store: CheckpointStore
     total_steps: int
     steps_per_epoch: int
+    init_report: TowersReport | None = None
     position: Position = field(default_factory=Position)
     metrics: MetricsFile | None = None
     trackers: list[Tracker] = field(default_factory=list)

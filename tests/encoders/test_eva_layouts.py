@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipkit.encoders import create_model, export_state_dict, load_checkpoint, open_clip_config
+from clipkit.encoders import create_model, export_state_dict, load_checkpoint, load_towers, open_clip_config
 from tests.encoders.eva_models import FORMS, small_eva
 from tests.encoders.naive import padded_tokens
 
@@ -51,8 +53,13 @@ def test_timms_tower_has_the_same_features_and_gradients(timm_eva, form):
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     theirs.square().sum().backward()
     ours.square().sum().backward()
-    for parameter, other in ((model.visual.patch_embed.proj.weight, peer.patch_embed.proj.weight),):
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-5 * other.grad.abs().max().item())
+    gradients = copy.deepcopy(model)
+    for into, parameter in zip(gradients.visual.parameters(), model.visual.parameters(), strict=True):
+        into.data = parameter.grad
+    named = export_state_dict(gradients)
+    for name, parameter in peer.named_parameters():
+        tolerance = 1e-6 * parameter.grad.abs().max().item() + 1e-9
+        torch.testing.assert_close(named[f"visual.trunk.{name}"], parameter.grad, rtol=1e-5, atol=tolerance, msg=name)
 
     back = small_eva(form, seed=1)
     untouched = back.token_embedding.weight.clone()
@@ -129,3 +136,25 @@ def test_our_own_layout_and_the_refused_ones():
         export_state_dict(create_model("vit-tiny-32px"), "eva_clip")
     with pytest.raises(ValueError, match="config: got an EVA tower of width 32, 2 layers and 16 pixels"):
         open_clip_config(model.config)
+
+
+def test_a_pretrained_eva_tower_of_another_patch_size_and_a_clip_text_start_a_model():
+    """What EVA02-CLIP-B-16 was started from: image modelling in patches of other pixels, and OpenAI's text tower."""
+    source = small_eva("EVA-02", dtype=torch.float32, **{"vision.patch_size": 2, "vision.image_size": 8})
+    exported = export_state_dict(source, "eva_clip")
+    image = {n.removeprefix("visual."): p for n, p in exported.items() if n.startswith("visual.")}
+    image |= {"mask_token": torch.zeros(1, 1, 32), "lm_head.weight": torch.zeros(9, 32), "lm_head.bias": torch.zeros(9)}
+    text = export_state_dict(small_eva("EVA-01", dtype=torch.float32, seed=2), "clipkit")
+    model = small_eva("EVA-02", dtype=torch.float32, seed=1, **{"vision.image_size": 24})
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_towers(model, image=image, text=text)
+    assert sorted(report.image.resized) == ["visual.patch_embed.proj.weight", "visual.pos_embed"]
+    kept = ("visual.head.weight", "visual.head.bias", "text_projection", "logit_scale")
+    for name, value in model.state_dict().items():
+        if name in kept:
+            assert torch.equal(value, fresh[name]), name
+        elif name.startswith("visual.") and "patch_embed.proj.weight" not in name and "pos_embed" not in name:
+            assert torch.equal(value, image[name.removeprefix("visual.")]), name
+        elif not name.startswith("visual."):
+            assert torch.equal(value, text[name]), name
+    assert {name for name in image if "rope" in name} <= set(report.image.unused)

@@ -15,7 +15,7 @@ import pytest
 
 from clipkit.evaluate import evaluate_run
 from clipkit.report import write_report
-from clipkit.report.facts import markdown
+from clipkit.report.facts import initialisation, markdown
 from clipkit.report.gallery import spread
 from clipkit.train.config import Config, dump_config, parse_config
 from tests.evaluate.doubles import tiny_model, tokenizer_of, write_set
@@ -232,3 +232,13 @@ def test_a_browser_shows_pictures_and_curves(run: Path, tmp_path: Path, size: st
     assert seen["wide"] <= 0
     assert seen["requests"] == 0
     assert seen["title"] == "my run · clipkit"
+
+
+def test_the_page_says_where_each_towers_first_weights_came_from() -> None:
+    tower = {"source": HOSTILE, "layout": "timm image tower", "loaded": ["a", "b"], "resized": {"c": {}}, "skipped": {}}
+    said = initialisation({"image": tower, "text": None})
+    assert "The image tower started from " in said
+    assert "(timm image tower): 2 tensors loaded, 1 tensors resized, 0 tensors skipped" in said
+    assert "<script" not in said
+    assert "text tower" not in said
+    assert initialisation({}) == ""
