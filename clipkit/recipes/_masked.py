@@ -81,7 +81,7 @@ def normalised_patches(pixels: Tensor, size: int) -> Tensor:
     count, channels, side, _ = pixels.shape
     grid = side // size
     patches = pixels.reshape(count, channels, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
-    patches = patches.reshape(count, grid * grid, -1)
+    patches = patches.reshape(count, grid * grid, channels * size * size)
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + _FLAT).sqrt()
 
