@@ -68,9 +68,9 @@ def measure(emoji: Path, repeats: int) -> dict[str, Any]:
             name: record.summary(_ratios(one[WARM_UP:], seconds["recipe"][WARM_UP:])) for name, one in seconds.items()
         },
         "padded less packed": {
-            "steps": len(losses["padded"]),
-            "largest difference": max(abs(a - b) for a, b in zip(losses["padded"], losses["recipe"], strict=True)),
-            "last loss": losses["recipe"][-1],
+            "compared": len(losses["padded"]),
+            "difference": max(abs(a - b) for a, b in zip(losses["padded"], losses["recipe"], strict=True)),
+            "last": losses["recipe"][-1],
         },
     }
 
@@ -88,8 +88,8 @@ class _PaddedLayout:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[n, context, heads, head width]."""
-        heads = (part.transpose(1, 2) for part in (query, key, value))
-        return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Never asked for."""
@@ -115,7 +115,7 @@ def _batches(session: Session, count: int) -> list[Batch]:
 def _lengths(batches: Sequence[Batch]) -> dict[str, float]:
     """How long the captions are, start and end tokens included."""
     lengths = torch.cat([batch.tokens.argmax(dim=1) + 1 for batch in batches]).double()
-    return {"mean tokens": lengths.mean().item(), "context": batches[0].tokens.shape[1]}
+    return {"mean": lengths.mean().item(), "context": batches[0].tokens.shape[1]}
 
 
 def _ratios(mine: Sequence[float], base: Sequence[float]) -> list[float]:

@@ -22,7 +22,7 @@ from clipkit.train.runtime import Runtime
 from clipkit.train.session import Session
 from clipkit.train.step import TrainStep
 from tests.train import tiny
-from tests.train.test_gradcache import assert_same, gradients, make_batch
+from tests.train.test_gradcache import assert_same, make_batch
 
 STEPS = 6
 TEXT = {name: value for name, value in tiny.MODEL.items() if name.startswith("text.")}
@@ -111,9 +111,7 @@ def test_loss_is_the_definition_in_float64(tmp_path: Path, name: str) -> None:
     assert found.item() == pytest.approx(wanted.item(), rel=1e-10)
     assert 0.5 < found.item() < 2, "about the targets' own variance at the start"
     learned = [one for one in step.module.parameters() if one.requires_grad]
-    for ours, theirs in zip(
-        torch.autograd.grad(found, learned), torch.autograd.grad(wanted, learned), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(found, learned), torch.autograd.grad(wanted, learned), strict=True):
         assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max().clamp(min=1e-6)
 
 
@@ -268,7 +266,9 @@ def test_a_teacher_from_a_file_needs_its_models_name(tmp_path: Path) -> None:
         ({"mask_ration": 0.4}, "did you mean mask_ratio"),
     ],
 )
-def test_bad_options_are_named_before_anything_is_built(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_bad_options_are_named_before_anything_is_built(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         create_recipe(parse_config(tree(tmp_path, tmp_path, **options)))
 
