@@ -25,11 +25,13 @@ class Lamb(Optimizer):
       norm to 1 is not part of this class: clip the gradients first. FastCLIP's LAMB is exactly this rule, unclipped.
     * "paper": for every tensor.
     * "deepspeed": for every tensor, clipped to [0.01, 10]; the direction is m / (√v + eps) and the bias correction
-      √(1-β2^t) / (1-β1^t) multiplies the rate. Norms are each tensor's; ZeRO's, of whole partitions, are not imitated.
+      √(1-β2^t) / (1-β1^t) multiplies the rate. Norms are each tensor's: under ZeRO DeepSpeed takes those of a rank's
+      whole partition of a group, which change with the number of ranks, and these are not imitated.
 
-    A 16-bit parameter keeps fp32 master weights in the state. Norms of a DTensor's shards are summed over the ranks
-    that hold them, so the step does not depend on how a model is sharded. A GradScaler's scale and verdict are taken
-    from device memory: the step is skipped, state and step count included, without the host waiting to know.
+    A 16-bit parameter keeps fp32 master weights in the state: bounds on it go through `clamp_`. Norms of a DTensor's
+    shards are summed over the ranks that hold them, so the step does not depend on how a model is sharded. A
+    GradScaler's scale and verdict are taken from device memory: the step is skipped, state and step count included,
+    without the host waiting to know.
 
     Args:
         params: parameters or groups of them.
@@ -38,7 +40,8 @@ class Lamb(Optimizer):
         eps: added to √v̂.
         weight_decay: decoupled, inside the ratio.
         trust: the rule.
-        backend: the engine's backend by name; "cuda" runs all tensors in three launches. None: the device's default.
+        backend: the engine's backend by name; "cpu" makes two passes over memory, "cuda" three launches for all
+            tensors. None: the device's default.
 
     Raises:
         TypeError: a parameter that is not of a real floating-point type.

@@ -40,7 +40,10 @@ class TwoTowerRecipe(BaseRecipe):
 
     @torch.no_grad()
     def after_step(self, module: nn.Module) -> None:
-        """Keep the scale in [1, 100], as every published CLIP run does."""
+        """Keep the scale in [1, 100], as every published CLIP run does.
+
+        The parameter is its own master, whatever the precision: autocast and FSDP2 make 16-bit copies of fp32 weights.
+        """
         scale = module.logit_scale
         if not isinstance(scale, Tensor):
             raise TypeError("the model's logit_scale must be a parameter")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the LAMB kernels' bodies promise beyond the optimizer's steps (tests/optim): order, rounding, launches."""
+"""What LAMB's kernel bodies and the CPU's passes promise beyond the optimizer's steps (tests/optim): order, rounding,
+launches.
+"""
 
 import pytest
 import torch
@@ -7,6 +9,20 @@ import torch
 from clipkit.engine.lamb import LambTensors, lamb
 
 pytestmark = pytest.mark.usefixtures("on_host")
+
+
+@pytest.fixture(params=["cuda", "avx512", "avx2", "portable"])
+def backend(request, native):
+    """The kernels' bodies on the host, and the CPU's passes on each instruction set that is here."""
+    if request.param == "cuda":
+        yield "cuda"
+        return
+    if request.param not in native.instruction_sets():
+        pytest.skip(f"no {request.param} on this processor")
+    before = native.instruction_set()
+    native.use_instruction_set(request.param)
+    yield "cpu"
+    native.use_instruction_set(before)
 
 
 def tensors(counts, dtype=torch.float32, **changes):
@@ -30,10 +46,10 @@ def tensors(counts, dtype=torch.float32, **changes):
     return options._replace(**changes)
 
 
-def test_norms_equal_float64_and_are_added_up_in_a_fixed_order():
+def test_norms_equal_float64_and_are_added_up_in_a_fixed_order(backend):
     problem = tensors([1, 255, 16384, 16385, 150_000])
-    norms, _ = lamb(problem, backend="cuda")
-    again, _ = lamb(tensors([1, 255, 16384, 16385, 150_000]), backend="cuda")
+    norms, _ = lamb(problem, backend=backend)
+    again, _ = lamb(tensors([1, 255, 16384, 16385, 150_000]), backend=backend)
     assert torch.equal(norms, again)
     wanted = torch.stack([weight.double().square().sum() for weight in problem.weights])
     torch.testing.assert_close(norms[:, 0].double(), wanted, rtol=1e-6, atol=0)
@@ -46,16 +62,16 @@ def test_norms_equal_float64_and_are_added_up_in_a_fixed_order():
     )
 
 
-def test_shards_with_summed_norms_take_the_step_of_the_whole():
+def test_shards_with_summed_norms_take_the_step_of_the_whole(backend):
     """What a sharded model does between the phases: cut a tensor in three, add up the norms, apply."""
     whole, shards = tensors([50_000]), tensors([50_000])
-    cuts = [slice(0, 7), slice(7, 30_000), slice(30_000, 50_000)]
-    norms, apply = lamb(whole, backend="cuda")
+    cuts = [slice(0, 7), slice(7, 30_000), slice(30_000, 50_000), slice(50_000, 50_000)]
+    norms, apply = lamb(whole, backend=backend)
     apply(norms)
     parts = []
     for cut in cuts:
         lists = {name: [getattr(shards, name)[0][cut]] for name in ("weights", "gradients", "means", "variances")}
-        parts.append(lamb(shards._replace(**lists), backend="cuda"))
+        parts.append(lamb(shards._replace(**lists), backend=backend))
     total = sum(norms for norms, _ in parts)
     torch.testing.assert_close(total, norms)
     for _, apply in parts:
@@ -64,15 +80,15 @@ def test_shards_with_summed_norms_take_the_step_of_the_whole():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_16_bit_gradient_is_read_exactly(dtype):
+def test_every_16_bit_gradient_is_read_exactly(backend, dtype):
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     problem = tensors([2**16], dtype, gradients=[bits.view(dtype)], betas=(0.0, 0.0))
-    lamb(problem, backend="cuda")
+    lamb(problem, backend=backend)
     torch.testing.assert_close(problem.means[0], bits.view(dtype).float(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_are_rounded_as_torch_rounds_them(dtype):
+def test_weights_are_rounded_as_torch_rounds_them(backend, dtype):
     """All 16-bit values, halfway between neighbours, a bit to either side, and random bit patterns."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
     values = values[values.isfinite()]
@@ -85,7 +101,7 @@ def test_weights_are_rounded_as_torch_rounds_them(dtype):
         [1], dtype, weights=[weights], means=[zeros], variances=[zeros.clone()], gradients=[zeros.to(dtype)],
         copies=[torch.zeros_like(weights, dtype=dtype)], rates=[0.0], decays=[0.0],
     )  # fmt: skip
-    norms, apply = lamb(problem, backend="cuda")
+    norms, apply = lamb(problem, backend=backend)
     apply(norms)
     torch.testing.assert_close(problem.copies[0], weights.to(dtype), rtol=0, atol=0, equal_nan=True)
 
@@ -101,11 +117,11 @@ def test_bits_are_the_same_in_either_order_of_threads(native):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_deepspeed_clips_the_ratio_at_both_ends():
+def test_deepspeed_clips_the_ratio_at_both_ends(backend):
     for size, bound in ((1e-6, 0.01), (1e6, 10.0)):
         weight = torch.full((16,), size)
         problem = tensors([16], weights=[weight.clone()], trust="deepspeed", decays=[0.0])
-        norms, apply = lamb(problem, backend="cuda")
+        norms, apply = lamb(problem, backend=backend)
         apply(norms)
         correction = (1 - 0.98) ** 0.5 / (1 - 0.9)
         update = problem.means[0] / (problem.variances[0].sqrt() + 1e-6)

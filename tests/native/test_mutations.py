@@ -37,7 +37,7 @@ class Mutation(NamedTuple):
     file: str
     text: str
     becomes: str
-    check: Callable[[SimpleNamespace], None]
+    check: Callable[..., None]
 
 
 def of_passes(test: Callable[..., None], **given: Any) -> Callable[[SimpleNamespace], None]:
@@ -122,18 +122,23 @@ MUTATIONS = [
 
 def built(folder: Path, mutation: Mutation | None) -> SimpleNamespace:
     """What clipkit._native has of it, from the sources or from a copy with the mutation made."""
-    sources = shutil.copytree(CSRC, folder / "csrc")
+    return _as_module(library_of(folder, mutation, MODEL, "cpu/passes_portable.cpp"))
+
+
+def library_of(folder: Path, mutation: Mutation | None, model: Path, *sources: str) -> ctypes.CDLL:
+    """A model and sources of csrc, in which one thing may be broken, compiled and loaded."""
+    csrc = shutil.copytree(CSRC, folder / "csrc")
     if mutation is not None:
-        path = sources / mutation.file
+        path = csrc / mutation.file
         text = path.read_text(encoding="utf-8")
         assert mutation.text in text, f"{mutation.file} has no `{mutation.text}` any more: say anew how to break it"
         path.write_text(text.replace(mutation.text, mutation.becomes), encoding="utf-8")
     library = folder / "broken.so"
-    files = [str(MODEL), str(sources / "cpu" / "passes_portable.cpp")]
-    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{sources}", *files, "-o", str(library)]
+    files = [str(model), *(str(csrc / source) for source in sources)]
+    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", f"-I{csrc}", *files, "-o", str(library)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return _as_module(ctypes.CDLL(str(library)))
+    return ctypes.CDLL(str(library))
 
 
 def _as_module(library: ctypes.CDLL) -> SimpleNamespace:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMB's three rules against float64 and known answers, on plain torch, by the CPU's passes and through the CUDA kernels' bodies."""
+"""LAMB's three rules against float64 and known answers: plain torch, the CPU's passes, the CUDA kernels' bodies."""
 
 import copy
 

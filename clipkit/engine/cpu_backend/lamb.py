@@ -18,14 +18,7 @@ def lamb(tensors: LambTensors) -> tuple[Tensor, Callable[[Tensor], None]]:
     """See `clipkit.engine.lamb.lamb`. Tensors with gaps in memory are left to plain torch."""
     if not all(map(_same_elements_in_order, *_in_place(tensors))):
         return torch_backend.lamb(tensors)
-    laid_out = tensors._replace(
-        gradients=[
-            gradient
-            if gradient.stride() == mean.stride()
-            else torch.empty_like(mean, dtype=gradient.dtype).copy_(gradient)
-            for gradient, mean in zip(tensors.gradients, tensors.means, strict=True)
-        ]
-    )
+    laid_out = tensors._replace(gradients=list(map(_laid_out_as, tensors.gradients, tensors.means)))
     table = lamb_table(laid_out, torch.device("cpu"))
     norms = torch.zeros((len(table), 2), dtype=torch.float32)
 
@@ -45,7 +38,8 @@ def lamb(tensors: LambTensors) -> tuple[Tensor, Callable[[Tensor], None]]:
         )
 
     def apply(norms: Tensor) -> None:
-        assert norms.is_contiguous() and norms.dtype == torch.float32
+        assert norms.is_contiguous()
+        assert norms.dtype == torch.float32
         run(2, norms)
 
     run(1, norms)
@@ -56,6 +50,12 @@ def _in_place(tensors: LambTensors) -> Iterable[list[Tensor]]:
     """What is updated where it lies, list by list."""
     lists = [tensors.weights, tensors.means, tensors.variances]
     return lists if tensors.copies is None else [*lists, tensors.copies]
+
+
+def _laid_out_as(gradient: Tensor, like: Tensor) -> Tensor:
+    if gradient.stride() == like.stride():
+        return gradient
+    return torch.empty_like(like, dtype=gradient.dtype).copy_(gradient)
 
 
 def _same_elements_in_order(first: Tensor, *others: Tensor) -> bool:
