@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.fastclip_figure import curve, mean_and_error, pairs_to_reach, recall, score
 from bench.fastclip_methods import METHODS
+from bench.numerics_text import commit_name, table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "fastclip-results.md"
@@ -166,14 +167,14 @@ def _top(result: Mapping[str, Any], path: Path, tries: Path, lag: Path, control:
     steps = last["samples"] // batch
     return _TOP.format(
         command=result["command"],
-        result=_shown(path),
-        tries=_shown(tries),
-        lag=_shown(lag),
-        control=_shown(control),
+        result=shown(path),
+        tries=shown(tries),
+        lag=shown(lag),
+        control=shown(control),
         device=stamp["device"],
         cpu=stamp["cpu"],
         torch=stamp["torch"],
-        commit=_commit(result["rows"][0]["commit"]),
+        commit=commit_name(result["rows"][0]["commit"]),
         pairs=f"{sizes['train']:,}",
         tags=recipe["data"]["tags"][1],
         model=recipe["model"]["name"],
@@ -201,8 +202,8 @@ def _results(rows: Rows) -> str:
         mine = [row for row in rows if row["method"] == method]
         values = [[column(row["curve"][-1]) for row in mine] for column in COLUMNS.values()]
         tau = statistics.fmean(row["tau"] for row in mine)
-        lines.append([METHODS[method].title, *map(_percent, values), _speed(rows, method), f"{tau:.3f}"])
-    return _table(["", *COLUMNS, "speed", "τ"], lines)
+        lines.append([METHODS[method].title, *map(percent, values), _speed(rows, method), f"{tau:.3f}"])
+    return table(["", *COLUMNS, "speed", "τ"], lines)
 
 
 def _speed(rows: Rows, method: str) -> str:
@@ -231,14 +232,14 @@ def _control(rows: Rows, controls: Rows) -> str:
             [column(row["curve"][-1]) - signed * column(base[row["seed"]]) for row in controls]
             for column in COLUMNS.values()
         ]
-        lines.append([title, *(_percent(one, "+" if signed else "") for one in values)])
-    return _table(["", *COLUMNS], lines)
+        lines.append([title, *(percent(one, "+" if signed else "") for one in values)])
+    return table(["", *COLUMNS], lines)
 
 
 def _lags(lag: Mapping[str, Any]) -> str:
     names = [name for name in lag["rows"][0] if name not in ("method", "try")]
     lines = [[METHODS[row["method"]].title, row["try"], *(f"{row[name]:.2f}" for name in names)] for row in lag["rows"]]
-    return _table(["", "try", *names], lines)
+    return table(["", "try", *names], lines)
 
 
 def _differences(rows: Rows) -> str:
@@ -249,8 +250,8 @@ def _differences(rows: Rows) -> str:
         if method == "openclip" or not mine:
             continue
         values = [[column(row["curve"][-1]) - column(base[row["seed"]]) for row in mine] for column in COLUMNS.values()]
-        lines.append([METHODS[method].title, *(_percent(one, "+") for one in values)])
-    return _table(["", *COLUMNS], lines)
+        lines.append([METHODS[method].title, *(percent(one, "+") for one in values)])
+    return table(["", *COLUMNS], lines)
 
 
 def _tries(tries: Mapping[str, Any]) -> str:
@@ -264,7 +265,7 @@ def _tries(tries: Mapping[str, Any]) -> str:
         mark = "**" if METHODS[row["method"]].chosen == row["try"] else ""
         words = " ".join(f"`{word}`" for word in row["words"])
         lines.append([METHODS[row["method"]].title, f"{mark}{row['try']}{mark}", f"{100 * row['score']:.2f}", words])
-    return f"{head}\n{_table(['', 'try', 'score', 'settings'], lines)}"
+    return f"{head}\n{table(['', 'try', 'score', 'settings'], lines)}"
 
 
 def _methods(rows: Rows) -> list[str]:
@@ -272,22 +273,13 @@ def _methods(rows: Rows) -> list[str]:
     return [method for method in METHODS if method in present]
 
 
-def _percent(values: Sequence[float], sign: str = "") -> str:
+def percent(values: Sequence[float], sign: str = "") -> str:
+    """Mean and its standard error over the seeds, of fractions; `sign` "+" for differences."""
     mean, error = mean_and_error(values)
     return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A link to a result file, from docs."""
     whole = path.resolve()
     return f"[{path.name}](../{whole.relative_to(ROOT).as_posix() if whole.is_relative_to(ROOT) else path.name})"
-
-
-def _commit(name: str | None) -> str:
-    head, plus, _ = str(name).partition("+")
-    return head[:9] + (" with changes" if plus else "")

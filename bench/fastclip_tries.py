@@ -12,20 +12,13 @@ bench.fastclip_methods names it, and a test holds it to this result.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.demo_choices import build_split
-from bench.fastclip import add_common, commit_of, figures, length, prepare, run_all, train
-from bench.fastclip_methods import METHODS
-
-TESTS = (
-    "eval.retrieval=[{name: style, data: data/split/style, captions: data/split/captions.txt},"
-    " {name: concepts, data: data/split/concepts}]"
-)
+from bench.fastclip import add_common, length
+from bench.fastclip_methods import METHODS, RECIPE
+from bench.runs import SPLIT_TESTS, prepare, run_all, split_of, train, tried
 
 
 def main() -> None:
@@ -35,15 +28,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
     folder = prepare(options.emoji, options.out)
-    split = folder / "data" / "split"
-    sizes = split / "sizes.json"
-    if not sizes.exists():
-        sizes.write_text(json.dumps(build_split(options.emoji, split)), encoding="utf-8")
+    sizes = split_of(options.emoji, folder)
     jobs = [(method, name) for method in options.methods for name in METHODS[method].tries]
     rows = run_all(jobs, lambda job: one_try(folder, job[0], job[1], options.epochs), options.jobs)
     for row in rows:
         print(f"{row['method']:10} {row['try']:32} {100 * row['score']:5.2f}")
-    body = {"epochs": options.epochs, "split": json.loads(sizes.read_text(encoding="utf-8")), "rows": rows}
+    body = {"epochs": options.epochs, "split": sizes, "rows": rows}
     print(record.write("fastclip-tries", f"python -m bench.fastclip_tries --epochs {options.epochs}", body))
 
 
@@ -51,21 +41,12 @@ def one_try(folder: Path, method: str, name: str, epochs: int) -> dict[str, Any]
     """Train and test one try."""
     words = [
         "data.train=data/split/train",
-        TESTS,
+        SPLIT_TESTS,
         *length(epochs),
         *METHODS[method].words(name),
     ]
-    out = train(folder, Path("tries") / f"{method}-{list(METHODS[method].tries).index(name)}", words)
-    found = figures(json.loads((out / "eval.json").read_text(encoding="utf-8")))
-    score = statistics.fmean(value for key, value in found.items() if key.endswith("/R@10"))
-    return {
-        "method": method,
-        "try": name,
-        "words": METHODS[method].words(name),
-        "commit": commit_of(out),
-        "score": score,
-        "figures": found,
-    }
+    out = train(folder, RECIPE, Path("tries") / f"{method}-{list(METHODS[method].tries).index(name)}", words)
+    return {"method": method, "try": name, "words": METHODS[method].words(name), **tried(out)}
 
 
 if __name__ == "__main__":

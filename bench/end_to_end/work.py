@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.clocks import clock_for
 from bench.end_to_end.batches import Batch
 from bench.end_to_end.sides import UNCOMPILED, Side, Workbench
-from clipkit.encoders.attention import FORCE_VARIABLE
+from clipkit.encoders.attention import PACKED
 
 SHEET = {
     "H100 PCIe": (756e12, 51e12),
@@ -45,7 +45,7 @@ def step_flops(side: Side, batch: Batch) -> int:
     are counted on the peer's side only: ours are inside an operator.
     """
     counter = FlopCounterMode(display=False)
-    with mock.patch.dict(os.environ, {FORCE_VARIABLE: "groups"}), sdpa_kernel(SDPBackend.MATH), counter:
+    with mock.patch.dict(os.environ, {PACKED.variable: "groups"}), sdpa_kernel(SDPBackend.MATH), counter:
         side.whole(batch).backward()
     return counter.get_total_flops()
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from clipkit.encoders.config import EvaConfig
 from clipkit.encoders.fused import add_norm, add_post_norm, rotate, swiglu_norm
+from clipkit.encoders.masking import replace_patches
 from clipkit.encoders.patches import embed_patches, sample_patches
 from clipkit.encoders.rope import Rotation, rotation_tables
 from clipkit.encoders.transformer import LayerNorm, PictureLayout, run_block
@@ -164,12 +165,17 @@ class EvaTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """[n, 3, H, W] -> [n, embed_dim], not normalised."""
         x, kept = self._tokens(pixels)
-        rotation = self._rotation(kept, pixels.device)
-        final = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            # what the last block does to patches could not reach the class token any more
-            x = run_block(block, (x, rotation, index == final), self.grad_checkpointing)
-        return self.head(self.norm(x[:, 0]))
+        return self.head(self.norm(self._blocks(x, kept, pooled_only=True)[:, 0]))
+
+    def encode_patches(self, pixels: Tensor, hidden: Tensor | None = None, token: Tensor | None = None) -> Tensor:
+        """[n, 3, H, W] -> normalised [n, patches, width], before the head. No patch is dropped.
+
+        hidden: int64 [n, count], patches whose embeddings `token` [width] takes the place of.
+        """
+        x = self._embedded(pixels, None)
+        if hidden is not None and token is not None:
+            x = replace_patches(x, self.pos_embed[0, 1:], hidden, token)
+        return self.norm(self._blocks(self._behind_class(x), None, pooled_only=False)[:, 1:])
 
     def block_list(self) -> list[nn.Module]:
         """The transformer blocks, first to last."""
@@ -191,7 +197,20 @@ class EvaTower(nn.Module):
         kept = None
         if self.training and self.patch_dropout > 0:
             kept = sample_patches(count, grid**2, self.patch_dropout, pixels.device)
+        return self._behind_class(self._embedded(pixels, kept)), kept
+
+    def _embedded(self, pixels: Tensor, kept: Tensor | None) -> Tensor:
         layer = self.patch_embed.proj
-        embedded = embed_patches(pixels, layer.weight, layer.bias, self.pos_embed[0, 1:], kept)
+        return embed_patches(pixels, layer.weight, layer.bias, self.pos_embed[0, 1:], kept)
+
+    def _behind_class(self, embedded: Tensor) -> Tensor:
         first = (self.cls_token[0] + self.pos_embed[0, :1]).to(embedded.dtype)
-        return torch.cat([first.expand(count, 1, -1), embedded], dim=1), kept
+        return torch.cat([first.expand(embedded.shape[0], 1, -1), embedded], dim=1)
+
+    def _blocks(self, x: Tensor, kept: Tensor | None, *, pooled_only: bool) -> Tensor:
+        rotation = self._rotation(kept, x.device)
+        final = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            # what the last block does to patches could not reach the class token any more
+            x = run_block(block, (x, rotation, pooled_only and index == final), self.grad_checkpointing)
+        return x

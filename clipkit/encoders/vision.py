@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.encoders.config import VisionConfig
+from clipkit.encoders.masking import replace_patches
 from clipkit.encoders.patches import embed_patches, sample_patches
 from clipkit.encoders.transformer import LayerNorm, PictureLayout, Transformer
 
@@ -37,6 +38,17 @@ class VisionTransformer(nn.Module):
         pooled = x[:, 0] if by_class_token else x[:, 1:].mean(dim=1)
         return pooled @ self.proj
 
+    def encode_patches(self, pixels: Tensor, hidden: Tensor | None = None, token: Tensor | None = None) -> Tensor:
+        """[n, 3, H, W] -> normalised [n, patches, width], before the projection. No patch is dropped.
+
+        hidden: int64 [n, count], patches whose embeddings `token` [width] takes the place of.
+        """
+        x = self._embedded(pixels, None)
+        if hidden is not None and token is not None:
+            x = replace_patches(x, self.positional_embedding[1:], hidden, token)
+        x = self.transformer(self.ln_pre(self._behind_class(x)), PictureLayout(), False)
+        return self.ln_post(x[:, 1:])
+
     def block_list(self) -> list[nn.Module]:
         """The transformer blocks, first to last."""
         return [*self.transformer.blocks()]
@@ -47,9 +59,14 @@ class VisionTransformer(nn.Module):
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         """[n, 1 + kept patches, width]: class token and embedded patches, positions added."""
-        count, positions, kept = pixels.shape[0], self.positional_embedding[1:], None
+        kept = None
         if self.training and self.patch_dropout > 0:
-            kept = sample_patches(count, positions.shape[0], self.patch_dropout, pixels.device)
-        embedded = embed_patches(pixels, self.conv1.weight, None, positions, kept)
+            kept = sample_patches(pixels.shape[0], self.config.grid**2, self.patch_dropout, pixels.device)
+        return self._behind_class(self._embedded(pixels, kept))
+
+    def _embedded(self, pixels: Tensor, kept: Tensor | None) -> Tensor:
+        return embed_patches(pixels, self.conv1.weight, None, self.positional_embedding[1:], kept)
+
+    def _behind_class(self, embedded: Tensor) -> Tensor:
         first = (self.class_embedding + self.positional_embedding[0]).to(embedded.dtype)
-        return torch.cat([first.expand(count, 1, -1), embedded], dim=1)
+        return torch.cat([first.expand(embedded.shape[0], 1, -1), embedded], dim=1)

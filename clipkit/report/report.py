@@ -43,7 +43,8 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
     embedded, problems = _embed_all(model, tokenizer, config.eval)
     numbers = {one.name: retrieval_metrics(one) for one in embedded}
     zero_shot = _zero_shot_numbers(run, history, config.eval)
-    guessing = math.log(config.train.global_batch) if config.loss.name == "clip" else None
+    by_rank = config.recipe.name == "contrastive" and config.loss.name == "clip"
+    guessing = math.log(config.train.global_batch) if by_rank else None
     drawn = [draw(chart) for chart in charts(history, guessing)]
     sections = [
         headline(numbers, zero_shot),

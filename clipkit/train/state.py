@@ -31,6 +31,7 @@ _FIXED = (
     "model.overrides",
     "recipe.name",
     "recipe.options.version",
+    "recipe.options.target",
     "loss.name",
     "optim.name",
 )

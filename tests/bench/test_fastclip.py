@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import fastclip, fastclip_tries
+from bench import fastclip_tries, runs
 from bench.fastclip_figure import FIGURE, PANELS, STYLES, curve, draw, mean_and_error, pairs_to_reach, score
 from bench.fastclip_lag import log_means
 from bench.fastclip_methods import METHODS, RECIPE, TRIES_EACH
@@ -77,10 +77,10 @@ def test_a_class_is_the_only_one_of_its_tags(tmp_path: Path) -> None:
     for split, keys in (("test-seen", "abc"), ("test-unseen", "d")):
         samples = [Sample(key, picture(1), key, {"tags": tags[key]}) for key in keys]
         write_shards(tmp_path / "emoji" / split, samples)
-    assert fastclip.build_classes(tmp_path / "emoji", tmp_path / "classes") == {"animal": 1, "zodiac": 1}
+    assert runs.build_classes(tmp_path / "emoji", tmp_path / "classes") == {"animal": 1, "zodiac": 1}
     found = open_dataset(tmp_path / "classes")
     assert [found.read(number).metadata["class"] for number in range(len(found))] == ["animal", "zodiac"]
-    assert len(set(fastclip.CLASSES)) == len(fastclip.CLASSES)
+    assert len(set(runs.CLASSES)) == len(runs.CLASSES)
 
 
 def test_a_finished_run_is_not_run_again_and_another_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,20 +97,20 @@ def test_a_finished_run_is_not_run_again_and_another_one_is(tmp_path: Path, monk
         calls.append(command[command.index("--resume") + 1])
         return subprocess.CompletedProcess(command, 0 if len(calls) != 1 else 1, "", "killed")
 
-    monkeypatch.setattr(fastclip.subprocess, "run", clipkit)
+    monkeypatch.setattr(runs.subprocess, "run", clipkit)
     with pytest.raises(RuntimeError, match="killed"):
-        fastclip.train(tmp_path, Path("runs/x"), ["train.seed=1"])
+        runs.train(tmp_path, RECIPE, Path("runs/x"), ["train.seed=1"])
     for _ in range(2):
-        assert fastclip.train(tmp_path, Path("runs/x"), ["train.seed=1"]) == tmp_path / "runs/x"
-    fastclip.train(tmp_path, Path("runs/x"), ["train.seed=2"])
+        assert runs.train(tmp_path, RECIPE, Path("runs/x"), ["train.seed=1"]) == tmp_path / "runs/x"
+    runs.train(tmp_path, RECIPE, Path("runs/x"), ["train.seed=2"])
     assert calls == ["never", "auto", "never"], "new, went on, finished and left alone, other settings"
 
 
 def test_a_try_sees_no_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def train(folder: Path, out: Path, words: list[str]) -> Path:
-        seen.append(json.dumps(to_plain(load_config(RECIPE, words))))
+    def train(folder: Path, recipe: str, out: Path, words: list[str]) -> Path:
+        seen.append(json.dumps(to_plain(load_config(recipe, words))))
         (tmp_path / "environment.json").write_text('{"commit": "abc"}')
         (tmp_path / "eval.json").write_text(json.dumps({f"style/image_to_text/R@{k}": k / 100 for k in (1, 10)}))
         return tmp_path
