@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from bench import record
 from bench.evaclip_methods import PRETRAINING, RECIPE, VARIANTS
+from bench.padded_text import encode_padded_text
 from clipkit.data import Batch
-from clipkit.encoders import CLIP
-from clipkit.encoders.text import unit_length
 from clipkit.train.build import build_session
 from clipkit.train.config import load_config
 from clipkit.train.runtime import Runtime
@@ -75,27 +72,6 @@ def measure(emoji: Path, repeats: int) -> dict[str, Any]:
     }
 
 
-def encode_padded(model: CLIP, tokens: Tensor, normalize: bool = False) -> Tensor:
-    """`CLIP.encode_text` without packing: every layer computes on all of [n, context], the last one too."""
-    x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
-    x = model.ln_final(model.transformer(x, _PaddedLayout(), False))
-    features = x[torch.arange(len(tokens)), tokens.argmax(dim=1)] @ model.text_projection
-    return unit_length(features) if normalize else features
-
-
-class _PaddedLayout:
-    """[n, context, width], each token sees those before it in its row."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[n, context, heads, head width]."""
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
-
-    def pooled(self, tokens: Tensor) -> Tensor:
-        """Never asked for."""
-        raise NotImplementedError
-
-
 def _session(emoji: Path, name: str) -> Session:
     recipe = PRETRAINING if name == "pre-training" else RECIPE
     words = VARIANTS[name].words() if name in VARIANTS else []
@@ -104,7 +80,7 @@ def _session(emoji: Path, name: str) -> Session:
     session = build_session(config, Runtime(), Path(tempfile.gettempdir()) / "never written")
     if name == "padded":
         model: Any = session.module
-        model.encode_text = types.MethodType(encode_padded, model)
+        model.encode_text = types.MethodType(encode_padded_text, model)
     return session
 
 

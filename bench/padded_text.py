@@ -25,10 +25,11 @@ class PaddedLayout:
         raise NotImplementedError
 
 
-def encode_padded_text(model: Any, tokens: Tensor) -> Tensor:
+def encode_padded_text(model: Any, tokens: Tensor, normalize: bool = True) -> Tensor:
     """[n, embed_dim], of the same weights, as a transformer over padded text computes it."""
     tokens = torch.nn.functional.pad(tokens, (0, model.context_length - tokens.shape[1]))
     x = model.token_embedding(tokens) + model.positional_embedding
     x = model.ln_final(model.transformer(x, PaddedLayout(), False))
     pooled = x[torch.arange(len(tokens)), tokens.argmax(dim=1)]
-    return unit_length(pooled @ model.text_projection)
+    features = pooled @ model.text_projection
+    return unit_length(features) if normalize else features
