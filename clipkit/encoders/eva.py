@@ -185,11 +185,12 @@ class EvaTower(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def _rotation(self, kept: Tensor | None, device: torch.device) -> Rotation | None:
-        if not self.config.rope:
-            return None
+    def _rotation(self, kept: Tensor | None, x: Tensor) -> Rotation | None:
         config = self.config
-        return Rotation(*rotation_tables(config.grid, config.rope_grid, config.head_width, device), kept)
+        if not config.rope:
+            return None
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return Rotation(*rotation_tables(config.grid, config.rope_grid, config.head_width, x.device, dtype), kept)
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """[n, 1 + kept patches, width], and which patches those are (None: all, in order)."""
@@ -208,7 +209,7 @@ class EvaTower(nn.Module):
         return torch.cat([first.expand(embedded.shape[0], 1, -1), embedded], dim=1)
 
     def _blocks(self, x: Tensor, kept: Tensor | None, *, pooled_only: bool) -> Tensor:
-        rotation = self._rotation(kept, x.device)
+        rotation = self._rotation(kept, x)
         final = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             # what the last block does to patches could not reach the class token any more

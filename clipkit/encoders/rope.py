@@ -17,7 +17,8 @@ class Rotation(NamedTuple):
     """What one forward pass hands to its blocks. An argument, never a module's state: blocks that are recomputed in the
     backward pass, or two passes before one backward, each turn by the angles of their own pass.
 
-    cosines, sines: fp32 [grid * grid, head width / 2], a row for each patch, an angle for each pair of channels.
+    cosines, sines: [grid * grid, head width / 2], fp32 (float64 for float64 weights): a row for each patch, an angle for
+        each pair of channels.
     places: int64 [n, tokens - 1], each token's row; None where token t has row t - 1 (the class token has none).
     """
 
@@ -26,8 +27,10 @@ class Rotation(NamedTuple):
     places: Tensor | None
 
 
-def rotation_tables(grid: int, grid_of_angles: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cosines, sines), fp32 [grid * grid, head_width / 2].
+def rotation_tables(
+    grid: int, grid_of_angles: int, head_width: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """(cosines, sines), each [grid * grid, head_width / 2].
 
     The patch in row r and column c turns its pair m by r' f_m for the first half of the pairs and by c' f_m for the
     second, where f_m = 10000^(-4m / head_width) and r' = r / grid * grid_of_angles: a finer grid shares the angles of
@@ -41,4 +44,4 @@ def rotation_tables(grid: int, grid_of_angles: int, head_width: int, device: tor
     rows = along[:, None].expand(grid, grid, -1)
     columns = along[None].expand(grid, grid, -1)
     angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-    return angles.cos().float(), angles.sin().float()
+    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -17,6 +17,7 @@ FORMS = {
     "EVA-01": EvaConfig(**_COMMON, hidden=48, sub_norm=False, rope=False),
     "E": EvaConfig(**_COMMON, hidden=48, sub_norm=False, rope=False, post_norm=True),
 }
+CPU = torch.device("cpu")
 TEXT = TextConfig(context_length=24, vocab_size=600, width=24, heads=2, layers=2)
 
 
@@ -37,7 +38,7 @@ def eva_features(model: CLIP, pixels: Tensor, kept: Tensor | None = None) -> Ten
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat([tower.cls_token.expand(len(x), 1, -1), x], dim=1) + tower.pos_embed
     # every angle for both channels of its pair, no angle for the class token
-    cosines, sines = rotation_tables(config.grid, config.rope_grid, config.head_width, torch.device("cpu"))
+    cosines, sines = rotation_tables(config.grid, config.rope_grid, config.head_width, CPU, torch.float64)
     cosines = F.pad(cosines, (0, 0, 1, 0), value=1.0) if config.rope else torch.ones(len(tower.pos_embed[0]), 1)
     sines = F.pad(sines, (0, 0, 1, 0)) if config.rope else torch.zeros(len(tower.pos_embed[0]), 1)
     turn = torch.complex(cosines, sines).to(torch.complex128).expand(len(x), -1, -1)

@@ -96,7 +96,7 @@ def test_a_finer_grid_shares_the_angles_of_the_coarse_one():
 
 def test_tables_stay_fp32_in_a_model_of_16_bit_and_out_of_its_state_dict():
     model = small_eva(dtype=torch.bfloat16)
-    rotation = model.visual._rotation(None, CPU)
+    rotation = model.visual._rotation(None, model.visual.pos_embed)
     assert rotation.cosines.dtype == torch.float32
     assert not [name for name in model.state_dict() if "rope" in name]
 

@@ -68,8 +68,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sums) -> None:
 
 
 def _backward(ctx: Any, d_total: Tensor, d_normed: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    weight = ctx.saved_tensors[1]
-    d_x, d_weight, d_bias = norm_gradients(d_normed, d_total, *ctx.saved_tensors, ctx.backend)
+    saved = ctx.saved_tensors  # read once: activation checkpointing hands each tensor out a single time
+    weight = saved[1]
+    d_x, d_weight, d_bias = norm_gradients(d_normed, d_total, *saved, ctx.backend)
     return d_x, d_x.to(ctx.branch_dtype), d_weight.to(weight.dtype), d_bias.to(ctx.bias_dtype), None, None
 
 

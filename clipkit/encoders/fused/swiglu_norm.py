@@ -85,8 +85,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Normed) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    weight = ctx.saved_tensors[2]
-    d_gate, d_value, d_weight, d_bias = _gradients(grad, *ctx.saved_tensors, ctx.backend)
+    saved = ctx.saved_tensors  # read once: activation checkpointing hands each tensor out a single time
+    weight = saved[2]
+    d_gate, d_value, d_weight, d_bias = _gradients(grad, *saved, ctx.backend)
     return d_gate, d_value, d_weight.to(weight.dtype), d_bias.to(ctx.bias_dtype), None, None
 
 
