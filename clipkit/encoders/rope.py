@@ -17,8 +17,8 @@ class Rotation(NamedTuple):
     """What one forward pass hands to its blocks. An argument, never a module's state: blocks that are recomputed in the
     backward pass, or two passes before one backward, each turn by the angles of their own pass.
 
-    cosines, sines: [grid * grid, head width / 2], fp32 (float64 for float64 weights): a row for each patch, an angle for
-        each pair of channels.
+    cosines, sines: [grid * grid, head width / 2], fp32 (float64 for float64 weights), a row for each patch, an angle
+        for each pair of channels.
     places: int64 [n, tokens - 1], each token's row; None where token t has row t - 1 (the class token has none).
     """
 
