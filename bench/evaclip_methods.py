@@ -23,6 +23,6 @@ _BEST = "rate 0.01"
 VARIANTS = {
     "recipe": Method("the recipe", {}, _LAMB, _BEST),
     "scratch": Method("from scratch", {"model.init.image": "null"}, _LAMB, "rate 0.01"),
-    "adamw": Method("AdamW", {"optim.name": "adamw"}, _ADAMW, "rate 0.001"),
+    "adamw": Method("AdamW", {"optim.name": "adamw"}, _ADAMW, "rate 0.0005"),
     "patches": Method("all patches", {"model.overrides.vision.patch_dropout": 0.0}, {_BEST: _LAMB[_BEST]}, _BEST),
 }
