@@ -85,7 +85,7 @@ def loss_by_definition(model: MaskedModel, pixels: torch.Tensor, hidden: list[li
         x = torch.stack([first + positions[0], *tokens])[None]
         if hasattr(tower, "patch_embed"):
             for block in tower.blocks:
-                x = block(x, tower._rotation(None, x.device))
+                x = block(x, tower._rotation(None, x))
             x = tower.norm(x)
         else:
             from clipkit.encoders.transformer import PictureLayout
