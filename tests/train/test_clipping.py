@@ -41,7 +41,7 @@ def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_the_norm_is_that_of_all_parameters_together(bound):
     model, wanted = model_with_gradients(), model_with_gradients()
     before = gradients_of(model)
-    norm = clip_gradients(list(model.parameters()), bound, None)
+    norm = clip_gradients(list(model.parameters()), bound)
     total = torch.cat([gradient.double().flatten() for gradient in before.values()]).norm()
     assert norm.item() == pytest.approx(total.item(), rel=1e-6)
     if bound is not None:
@@ -55,7 +55,7 @@ def test_the_norm_is_that_of_all_parameters_together(bound):
 def test_a_tower_without_gradients_is_left_out():
     model = model_with_gradients()
     model.visual.zero_grad(set_to_none=True)
-    norm = clip_gradients(list(model.parameters()), 1.0, None)
+    norm = clip_gradients(list(model.parameters()), 1.0)
     after = torch.cat([gradient.flatten() for gradient in gradients_of(model).values()]).norm()
     assert norm > 1.0
     assert after.item() == pytest.approx(1.0, rel=1e-5)
@@ -74,8 +74,8 @@ def _shards_and_replicas(rank: int) -> None:
         grad = gradients[name]
         sharded = isinstance(parameter, DTensor)
         parameter.grad = distribute_tensor(grad, mesh, parameter.placements) if sharded else grad
-    wanted = clip_gradients(list(whole.parameters()), 0.5, None)
-    norm = clip_gradients(list(model.parameters()), 0.5, torch.distributed.group.WORLD)
+    wanted = clip_gradients(list(whole.parameters()), 0.5)
+    norm = clip_gradients(list(model.parameters()), 0.5)
     assert norm.item() == pytest.approx(wanted.item(), rel=1e-6)
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient, whole.get_parameter(name).grad, rtol=1e-5, atol=1e-9)
