@@ -5,6 +5,7 @@ fp32 is, but for one rounding of the weights to 16 bit.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,7 +112,8 @@ def test_softmax_sweep_of_every_kind_of_data(pool, data):
 def test_products_of_rows_more_than_two_billion_elements_apart(pool):
     g_y, gt_x, far_g_y, far_gt_x = worker.in_worker(pool, worker.products_of_far_apart_rows)
     assert (g_y == far_g_y).all()
-    assert (gt_x == far_gt_x).all()
+    # torch multiplies by the rows themselves here, and for strides like these by another routine on some processors
+    np.testing.assert_allclose(far_gt_x, gt_x, rtol=1e-6)
 
 
 def all_sweeps(dtype, rows=130, columns=150, width=24):
