@@ -4,7 +4,7 @@
     python -m bench.encoder_ops
 
 Ways: "eager" is the operation as models usually write it, "compiled" the same function by torch.compile, and the rest
-are clipkit's operators on each backend of the device. They take turns in one process. "floor ms" is what the bytes
+are clipkit's operators on each backend of the device, or clipkit's attention, which has none. They take turns in one process. "floor ms" is what the bytes
 that cannot be avoided take at the rate of a copy of as many bytes, measured in the same turns.
 
 Whether a backend deserves an operation of its own is read off its ratios to eager and compiled, both passes together.
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from bench import record
 from bench.clocks import clock_for
 from clipkit.encoders import fused
+from clipkit.encoders.attention.sdpa import scaled_dot_product_attention
 from clipkit.engine import dispatch
 
 TOKENS, GRID, HEADS, HEAD_WIDTH, WIDTH, HIDDEN, EPS = 197, 14, 12, 64, 768, 2048, 1e-6
@@ -33,12 +34,13 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Operation(NamedTuple):
-    """One operation: as models write it, ours, what has a gradient and what has none."""
+    """One operation: as models write it, ours, what has a gradient and what has none, and whether backends run it."""
 
     eager: Function
     ours: Callable[..., Any]
     inputs: list[Tensor]
     constants: list[Tensor]
+    dispatched: bool = True
 
 
 def rotate_eager(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, ...]:
@@ -70,6 +72,11 @@ def add_post_norm_eager(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor)
     return (x + F.layer_norm(branch, weight.shape, weight, bias, EPS),)
 
 
+def attention_eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """torch's own."""
+    return (F.scaled_dot_product_attention(query, key, value),)
+
+
 def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Operation]:
     """Of a batch of pictures, in slices of one projection's output where models have them so."""
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +87,8 @@ def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Oper
     def vectors(width: int) -> list[Tensor]:
         return [random(width), random(width)]
 
-    query, key, _ = random(pictures, TOKENS, 3, HEADS, HEAD_WIDTH).unbind(2)
+    query, key, values = random(pictures, TOKENS, 3, HEADS, HEAD_WIDTH).unbind(2)
+    heads_first = [tokens.transpose(1, 2) for tokens in (query, key, values)]
     gate, value = random(pictures, TOKENS, 2 * HIDDEN).chunk(2, -1)
     x, branch = random(pictures, TOKENS, WIDTH), random(pictures, TOKENS, WIDTH)
     angles = torch.rand(GRID**2, HEAD_WIDTH // 2, generator=generator).to(device)
@@ -89,6 +97,7 @@ def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Oper
     narrow = [x, branch, *vectors(WIDTH)]
     gated = [gate, value, *vectors(HIDDEN)]
     return {
+        "attention": Operation(attention_eager, scaled_dot_product_attention, heads_first, [], dispatched=False),
         "rotate": Operation(rotate_eager, fused.rotate, [query, key], tables),
         "swiglu_norm": Operation(swiglu_norm_eager, partial(fused.swiglu_norm, eps=EPS), gated, []),
         "add_norm": Operation(add_norm_eager, partial(fused.add_norm, eps=EPS), narrow, []),
@@ -98,6 +107,10 @@ def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Oper
 
 def ways(operation: Operation, device: str) -> dict[str, Function]:
     """Every way at hand to compute it."""
+    compiled: Function = torch.compile(operation.eager)
+    others = {"eager": operation.eager, "compiled": compiled}
+    if not operation.dispatched:
+        return others | {"clipkit": lambda *inputs: (operation.ours(*inputs),)}
     dtype = str(operation.inputs[0].dtype).removeprefix("torch.")
     backends = [
         status.name
@@ -109,10 +122,7 @@ def ways(operation: Operation, device: str) -> dict[str, Function]:
         results = operation.ours(*inputs, backend=name)
         return results if isinstance(results, tuple) else (results,)
 
-    compiled: Function = torch.compile(operation.eager)
-    return {"eager": operation.eager, "compiled": compiled} | {
-        f"clipkit {name}": partial(ours, name) for name in backends
-    }
+    return others | {f"clipkit {name}": partial(ours, name) for name in backends}
 
 
 def steps(operation: Operation, function: Function) -> dict[str, Callable[[], object]]:

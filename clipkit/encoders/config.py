@@ -21,8 +21,27 @@ INIT_LOGIT_SCALE = math.log(1 / 0.07)
 Triple = tuple[float, float, float]
 
 
+class _OfPatches:
+    """What follows from the sizes of a transformer over patches."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    head_width: int
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_width
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(_OfPatches):
     """A vision transformer (Dosovitskiy et al. 2021, with CLIP's pre-norm).
 
     image_size, patch_size: pixels, square; the first a multiple of the second.
@@ -54,16 +73,6 @@ class VisionConfig:
         _divides("vision.image_size", self.image_size, "patch_size", self.patch_size)
         _divides("vision.width", self.width, "head_width", self.head_width)
         _share("vision.patch_dropout", self.patch_dropout)
-
-    @property
-    def heads(self) -> int:
-        """Attention heads."""
-        return self.width // self.head_width
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ class ResNetConfig:
 
 
 @dataclass(frozen=True)
-class EvaConfig:
+class EvaConfig(_OfPatches):
     """EVA-CLIP's vision transformer (Sun et al. 2023, "EVA-CLIP"; its blocks: Fang et al. 2023, "EVA-02").
 
     image_size, patch_size: pixels, square; the first a multiple of the second.
@@ -202,16 +211,6 @@ class EvaConfig:
             raise value_error(
                 "vision.drop_path", got=f"{self.drop_path} with post_norm", want="0", fix="use one or the other"
             )
-
-    @property
-    def heads(self) -> int:
-        """Attention heads."""
-        return self.width // self.head_width
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)

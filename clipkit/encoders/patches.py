@@ -8,6 +8,8 @@ by torch.compile, differentiable, and run on any device without a word to the ho
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +30,13 @@ def sample_patches(pictures: int, patches: int, dropout: float, device: torch.de
     return noise.topk(kept_patches(patches, dropout), dim=1, sorted=False).indices
 
 
+def cut(pixels: Tensor, size: int) -> Tensor:
+    """[n, channels, H, W] as [n, rows, columns, channels, size, size]: patches side by side, a view."""
+    count, channels, height, width = pixels.shape
+    grid = pixels.reshape(count, channels, height // size, size, width // size, size)
+    return grid.permute(0, 2, 4, 1, 3, 5)
+
+
 def embed_patches(
     pixels: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, kept: Tensor | None = None
 ) -> Tensor:
@@ -42,14 +51,12 @@ def embed_patches(
     Returns:
         [n, k or patches, width].
     """
-    (count, channels, height, width), size = pixels.shape, weight.shape[-1]
-    columns = width // size
-    # [n, row, column, channels, size, size], a view
-    patches = pixels.reshape(count, channels, height // size, size, columns, size).permute(0, 2, 4, 1, 3, 5)
+    patches = cut(pixels, weight.shape[-1])
+    count, _, columns, *patch = patches.shape
     if kept is not None:
         picture = torch.arange(count, device=pixels.device).unsqueeze(1)
         patches = patches[picture, kept // columns, kept % columns]
         positions = F.embedding(kept, positions)
-    patches = patches.reshape(count, positions.shape[-2], channels * size * size)
+    patches = patches.reshape(count, positions.shape[-2], math.prod(patch))
     embedded = F.linear(patches, weight.flatten(1), bias)
     return embedded + positions.to(embedded.dtype)

@@ -46,7 +46,7 @@ _EVA_E = EvaConfig(
     patch_size=14, width=1792, layers=64, head_width=112, hidden=15360, sub_norm=False, rope=False, post_norm=True
 )
 
-# Towers and sizes: Sun et al. 2023, table 1 of the published code's README. The text towers have the exact GELU, also
+# Towers and sizes: Sun et al. 2023 and the configurations of their code. The text towers have the exact GELU, also
 # where their weights began as OpenAI's.
 _EVA = {
     "EVA01-g-14": CLIPConfig(1024, _EVA_G, _LARGE_TEXT),

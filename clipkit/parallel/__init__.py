@@ -13,6 +13,7 @@ from clipkit.parallel.collectives import (
     sum_over_ranks,
 )
 from clipkit.parallel.layout import ALONE, Layout, announced, group_name
+from clipkit.parallel.means import mean_over_ranks
 from clipkit.parallel.sample_table import Placement, Reading, SampleTable, check_table
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "gather_rows",
     "group_name",
     "logaddexp_over_ranks",
+    "mean_over_ranks",
     "scatter_sum_rows",
     "sum_over_ranks",
 ]

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from clipkit.encoders import CLIP, CLIPConfig, create_model
 from clipkit.encoders.eva import EvaTower
+from clipkit.encoders.patches import cut
 from clipkit.encoders.vision import VisionTransformer
 from clipkit.errors import value_error
 
 _FLAT = 1e-6
 """Added to the variance of a patch's pixels, as in MAE's code: a blank patch has none."""
+_SAME = ("image_size", "patch_size", "mean", "std")
+"""What a teacher's pictures and patches have to share with the student's."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,7 @@ def pick(patches: Tensor, chosen: Tensor) -> Tensor:
 def normalised_patches(pixels: Tensor, size: int) -> Tensor:
     """[n, 3, side, side] -> [n, patches, 3 * size * size]: each patch's pixels less their mean and over their standard
     deviation (unbiased), all channels together (He et al. 2022, "MAE", section 3)."""
-    count, channels, side, _ = pixels.shape
-    grid = side // size
-    patches = pixels.reshape(count, channels, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
-    patches = patches.reshape(count, grid * grid, channels * size * size)
+    patches = cut(pixels, size).flatten(3).flatten(1, 2)
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + _FLAT).sqrt()
 
@@ -123,21 +122,3 @@ def load_teacher(path: str, model: str | None, student: CLIPConfig) -> CLIP:
             "recipe.options.teacher", got=theirs, want=f"as the student has: {ours}", fix="use another teacher or model"
         )
     return teacher.requires_grad_(False).eval()
-
-
-_SAME = ("image_size", "patch_size", "mean", "std")
-
-
-def global_mean(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The mean of all ranks' rows [n], equal on every rank; the mean over ranks of its gradients is the gradient.
-
-    0 when no rank has a row.
-    """
-    mine = torch.stack([rows.detach().sum(), rows.new_tensor(float(rows.shape[0]))])
-    ranks = 1
-    if group is not None:
-        dist.all_reduce(mine, group=group)
-        ranks = dist.get_world_size(group)
-    total, count = mine[0], mine[1].clamp(min=1)
-    own = rows.sum() * (ranks / count)
-    return own + (total / count - own).detach()

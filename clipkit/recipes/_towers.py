@@ -49,6 +49,18 @@ class TwoTowerRecipe(BaseRecipe):
             raise TypeError("the model's logit_scale must be a parameter")
         scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
 
+    def own_loss(self, name: str, chosen_by: str) -> None:
+        """Refuse settings of the common losses, for a recipe whose one loss has another setting, `chosen_by`."""
+        self.only_loss(name)
+        loss = self.config.loss
+        if loss.name != "clip" or loss.label_smoothing:
+            raise value_error(
+                "loss",
+                got=f"name {loss.name}, label_smoothing {loss.label_smoothing}",
+                want=f"neither, for recipe {self.config.recipe.name}",
+                fix=f"remove them: recipe.options.{chosen_by} chooses the loss",
+            )
+
     def only_loss(self, name: str) -> None:
         """Refuse weights for other losses than this recipe's one."""
         unknown = sorted(set(self.weights) - {name})

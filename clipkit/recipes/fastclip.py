@@ -35,14 +35,7 @@ class Recipe(TwoTowerRecipe):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.only_loss("fastclip")
-        if config.loss.name != "clip" or config.loss.label_smoothing:
-            raise value_error(
-                "loss",
-                got=f"name {config.loss.name}, label_smoothing {config.loss.label_smoothing}",
-                want="neither, for recipe fastclip",
-                fix="remove them: recipe.options.version chooses the objective",
-            )
+        self.own_loss("fastclip", chosen_by="version")
         options = dict(config.recipe.options)
         self._gamma_per: Literal["epoch", "step"] = options.pop("gamma_per", "epoch")
         if self._gamma_per not in ("epoch", "step"):

@@ -19,10 +19,10 @@ from clipkit.encoders import CLIP
 from clipkit.encoders.config import nearest
 from clipkit.encoders.masking import block_masks, hidden_patches
 from clipkit.errors import value_error
+from clipkit.parallel import mean_over_ranks
 from clipkit.recipes._masked import (
     MaskedConfig,
     MaskedModel,
-    global_mean,
     image_tower,
     load_teacher,
     normalised_patches,
@@ -87,14 +87,7 @@ class Recipe(TwoTowerRecipe):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.only_loss("masked")
-        if config.loss.name != "clip" or config.loss.label_smoothing:
-            raise value_error(
-                "loss",
-                got=f"name {config.loss.name}, label_smoothing {config.loss.label_smoothing}",
-                want="neither, for recipe mim",
-                fix="remove them: recipe.options.target chooses the loss",
-            )
+        self.own_loss("masked", chosen_by="target")
         self._options = Options.of(config.recipe.options)
         self._teacher: CLIP | None = None
 
@@ -132,7 +125,7 @@ class Recipe(TwoTowerRecipe):
 
     def losses(self, features: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """{"masked": the mean over the pictures of all ranks}, equal on every rank."""
-        return {"masked": global_mean(features["masked"], self.group)}
+        return {"masked": mean_over_ranks(features["masked"], self.group)}
 
     def hidden(self, batch: Batch) -> Tensor:
         """The patches that are hidden of each picture, int64 [n, count]: a function of (seed, step, sample)."""

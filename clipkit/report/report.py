@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
@@ -27,7 +26,9 @@ _CHOICE = (
 )
 
 
-def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -> Path:
+def write_report(
+    run_dir: str | Path, model: Any, tokenizer: Any, config: Any, chance_loss: float | None = None
+) -> Path:
     """Write RUN/report.html, one file without any outside resource, and return its path.
 
     Args:
@@ -36,6 +37,7 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
         model, tokenizer: the trained ones, whole on this process: this is not collective, call it on one rank.
         config: the run's configuration; its `eval` section names the sets whose pictures are shown. The retrieval
             numbers on the page are computed here, from the very features that the shown pictures were ranked with.
+        chance_loss: the loss of a model that knows nothing, a line beside its curve; None draws none.
     """
     run = Path(run_dir)
     history = read_history(run / "metrics.jsonl")
@@ -43,9 +45,7 @@ def write_report(run_dir: str | Path, model: Any, tokenizer: Any, config: Any) -
     embedded, problems = _embed_all(model, tokenizer, config.eval)
     numbers = {one.name: retrieval_metrics(one) for one in embedded}
     zero_shot = _zero_shot_numbers(run, history, config.eval)
-    by_rank = config.recipe.name == "contrastive" and config.loss.name == "clip"
-    guessing = math.log(config.train.global_batch) if by_rank else None
-    drawn = [draw(chart) for chart in charts(history, guessing)]
+    drawn = [draw(chart) for chart in charts(history, chance_loss)]
     sections = [
         headline(numbers, zero_shot),
         section("Results", "results", retrieval_table(numbers), zero_shot_table(zero_shot), *problems),

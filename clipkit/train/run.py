@@ -140,7 +140,8 @@ def _finish(session: Session) -> None:
     if session.runtime.is_main:
         if session.progress is not None:
             session.progress.clear()
-        path = write_report(session.run_dir, model, session.tokenizer, session.config)
+        chance_loss = session.recipe.chance_loss(session.config.train.global_batch)
+        path = write_report(session.run_dir, model, session.tokenizer, session.config, chance_loss)
         log.info("report: %s", path)
     session.runtime.barrier()
 

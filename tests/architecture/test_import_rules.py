@@ -25,7 +25,7 @@ ALLOWED = {
     "data": {"encoders", "errors"},
     "evaluate": {"data", "encoders", "parallel", "errors"},
     "report": {"data", "evaluate", "errors"},
-    "recipes": {"data", "encoders", "evaluate", "functional", "losses", "optim", "train", "errors"},
+    "recipes": {"data", "encoders", "evaluate", "functional", "losses", "optim", "parallel", "train", "errors"},
     "train": {
         "data",
         "encoders",

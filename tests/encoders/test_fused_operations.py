@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkit.encoders import fused
 from clipkit.engine import cpu_backend
 from tests.encoders.fused_cases import CASES, EPS, errors, exact, values_and_gradients
+from tests.engine.operators import Operators
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -142,19 +142,6 @@ def operators_compiled(case, backend):
 @every_case
 def test_inductor_is_shown_the_formula_of_plain_torch_and_an_operator_of_all_else(case, backend):
     assert bool(operators_compiled(case, backend)) == (backend == "cpu")
-
-
-class Operators(TorchDispatchMode):
-    """Calls of the library's operators, as they reach their kernels."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "clipkit":
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 @every_case

@@ -50,6 +50,14 @@ def test_a_caption_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(model.encode_text(tokens), alone, rtol=0, atol=1e-13)
 
 
+def test_a_row_of_nothing_but_padding_is_its_first_token():
+    """As open_clip reads it: the largest id of zeros is the first one."""
+    model = tiny_model()
+    tokens = padded_tokens([5, 3, 9], CONTEXT)
+    tokens[1] = 0
+    torch.testing.assert_close(model.encode_text(tokens), text_features(model, tokens), rtol=1e-12, atol=1e-12)
+
+
 def test_what_follows_the_end_token_and_the_row_length_do_not_matter():
     model = tiny_model()
     tokens = padded_tokens([4, 9, 6], CONTEXT)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_utils import CrossRefFakeMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.engine.operators import Operators
 from tests.reference.cases import CASES, value_and_gradients
 
 
@@ -58,16 +58,3 @@ def test_the_registration_of_the_operators_holds(case):
         torch.library.opcheck(
             operator, tuple(copies), test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
         )
-
-
-class Operators(TorchDispatchMode):
-    """Calls of the library's operators, as they reach their kernels."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "clipkit":
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))

@@ -138,8 +138,9 @@ def test_grids_mark_right_answers_and_have_a_text_for_every_picture(run: Path) -
 def test_page_is_whole_with_few_numbers_and_no_sets(tmp_path: Path, model: Any, lines: int) -> None:
     log = json.dumps({"kind": "train", "step": 1, "loss": 2.0}) + "\n"
     (tmp_path / "metrics.jsonl").write_text(log * lines, encoding="utf-8")
-    path = write_report(tmp_path, model, tokenizer_of(model), config_for(tmp_path))
+    path = write_report(tmp_path, model, tokenizer_of(model), config_for(tmp_path), chance_loss=4.0)
     text = path.read_text(encoding="utf-8")
+    assert ("guessing" in text) == bool(lines)
     assert_self_contained(text)
     assert "names no evaluation set" in text
     assert ("<circle" in text) == bool(lines)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from clipkit.encoders import create_model, list_models
+from clipkit.parallel import mean_over_ranks
 from clipkit.recipes import create_recipe
-from clipkit.recipes._masked import MaskedModel, global_mean, image_tower, normalised_patches
+from clipkit.recipes._masked import MaskedModel, image_tower, normalised_patches
 from clipkit.train import Ending, load_run, parse_config, train
 from clipkit.train.build import build_step
 from clipkit.train.runtime import Runtime
@@ -333,9 +334,9 @@ def test_a_run_has_a_report_and_gives_its_tower_to_another(data: Path, tmp_path:
 
 def test_mean_over_no_rows_is_nothing() -> None:
     rows = torch.zeros(0, dtype=torch.float64, requires_grad=True)
-    assert global_mean(rows, None).item() == 0
+    assert mean_over_ranks(rows, None).item() == 0
     some = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64, requires_grad=True)
-    found = global_mean(some, None)
+    found = mean_over_ranks(some, None)
     found.backward()
     assert found.item() == 3
     assert some.grad is not None
