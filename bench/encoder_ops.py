@@ -5,7 +5,7 @@
 
 Ways: "eager" is the operation as models usually write it, "compiled" the same function by torch.compile, and the rest
 are clipkit's operators on each backend of the device, or its attention, which has no backends. They take turns in one
-process. "floor ms" is what the bytes that cannot be avoided take at the rate of a copy of as many bytes, measured in the
+process. "floor ms" is what the bytes that cannot be avoided take at the rate of a copy of as many, measured in the
 same turns.
 
 Whether a backend deserves an operation of its own is read off its ratios to eager and compiled, both passes together.
