@@ -25,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layout",
-        choices=("auto", "open_clip", "clipkit"),
+        choices=("auto", "open_clip", "eva_clip", "clipkit"),
         default="auto",
-        help="auto (default): open_clip's where it has such a model, else clipkit's own",
+        help="auto (default): open_clip's where it has such a model, else clipkit's own; eva_clip: what the publishers of "
+        "EVA-CLIP read",
     )
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest complete one")
 
@@ -68,7 +69,7 @@ def _layout(wanted: str, model: Any) -> str:
     """The layout to write. Only "auto" falls back, and says so; an explicit wish that cannot be met is an error."""
     from clipkit.encoders.checkpoint import open_clip_config
 
-    if wanted == "clipkit":
+    if wanted in ("clipkit", "eva_clip"):
         return wanted
     try:
         open_clip_config(model.config)
@@ -83,7 +84,7 @@ def _layout(wanted: str, model: Any) -> str:
 def _config(model: Any, layout: str, is_folder: bool) -> dict[str, Any]:
     from clipkit.encoders.checkpoint import open_clip_config
 
-    if layout == "clipkit":
+    if layout != "open_clip":
         return dict(model.config.to_dict())
     own = open_clip_config(model.config)
     if not is_folder:
@@ -119,7 +120,7 @@ def _check(model: Any, weights: Path) -> str:
 
 
 def _how_to_load(model: Any, layout: str, weights: Path, config_path: Path, is_folder: bool) -> str:
-    if layout == "clipkit":
+    if layout != "open_clip":
         return (
             f"load: clipkit.load_checkpoint(CLIP(CLIPConfig.from_dict(json.load(open({str(config_path)!r})))), "
             f"{str(weights)!r})"

@@ -152,3 +152,17 @@ def test_a_tower_that_open_clip_lacks_is_said_and_written_in_our_layout(
     assert "open_clip has no class for this model" in capsys.readouterr().out
     model = CLIP(CLIPConfig.from_dict(json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))))
     load_checkpoint(model, weights)
+
+
+def test_an_eva_model_is_written_as_its_publishers_read_it_and_no_other_is(run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from clipkit.encoders import CLIP, CLIPConfig, load_checkpoint
+
+    weights = tmp_path / "eva.safetensors"
+    assert main(["export", str(run), "--out", str(weights), "--layout", "eva_clip"]) == 2
+    assert not weights.exists()
+    assert main(["export", str(train(tmp_path, "eva-tiny-32px")), "--out", str(weights), "--layout", "eva_clip"]) == 0
+    assert {"text.text_projection", "visual.rope.freqs_cos", "visual.blocks.0.attn.q_bias"} <= set(load_file(weights))
+    model = CLIP(CLIPConfig.from_dict(json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))))
+    assert load_checkpoint(model, weights).layout == "EVA-CLIP"
