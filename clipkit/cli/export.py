@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("auto", "open_clip", "eva_clip", "clipkit"),
         default="auto",
-        help="auto (default): open_clip's where it has such a model, else clipkit's own; eva_clip: what the publishers of "
-        "EVA-CLIP read",
+        help="auto (default): open_clip's where it has such a model, else clipkit's own; eva_clip: what EVA-CLIP's "
+        "publishers read",
     )
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest complete one")
 
