@@ -73,11 +73,6 @@ def add_post_norm_eager(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor)
     return (x + F.layer_norm(branch, weight.shape, weight, bias, EPS),)
 
 
-def attention_eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """torch's own."""
-    return (F.scaled_dot_product_attention(query, key, value),)
-
-
 def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Operation]:
     """Of a batch of pictures, in slices of one projection's output where models have them so."""
     generator = torch.Generator().manual_seed(0)
@@ -88,8 +83,14 @@ def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Oper
     def vectors(width: int) -> list[Tensor]:
         return [random(width), random(width)]
 
-    query, key, values = random(pictures, TOKENS, 3, HEADS, HEAD_WIDTH).unbind(2)
-    heads_first = [tokens.transpose(1, 2) for tokens in (query, key, values)]
+    query, key, _ = random(pictures, TOKENS, 3, HEADS, HEAD_WIDTH).unbind(2)
+
+    def attention(count: int, tokens: int, heads: int, causal: bool) -> Operation:
+        parts = [part.transpose(1, 2) for part in random(count, tokens, 3, heads, HEAD_WIDTH).unbind(2)]
+        ours = partial(scaled_dot_product_attention, is_causal=causal)
+        eager = partial(F.scaled_dot_product_attention, is_causal=causal)
+        return Operation(lambda q, k, v: (eager(q, k, v),), ours, parts, [], dispatched=False)
+
     gate, value = random(pictures, TOKENS, 2 * HIDDEN).chunk(2, -1)
     x, branch = random(pictures, TOKENS, WIDTH), random(pictures, TOKENS, WIDTH)
     angles = torch.rand(GRID**2, HEAD_WIDTH // 2, generator=generator).to(device)
@@ -98,7 +99,9 @@ def operations(pictures: int, dtype: torch.dtype, device: str) -> dict[str, Oper
     narrow = [x, branch, *vectors(WIDTH)]
     gated = [gate, value, *vectors(HIDDEN)]
     return {
-        "attention": Operation(attention_eager, scaled_dot_product_attention, heads_first, [], dispatched=False),
+        "attention of 197 tokens": attention(pictures, TOKENS, HEADS, False),
+        "attention of 50 tokens": attention(2 * pictures, 50, HEADS, False),
+        "attention of captions of 14": attention(2 * pictures, 14, 8, True),
         "rotate": Operation(rotate_eager, fused.rotate, [query, key], tables),
         "swiglu_norm": Operation(swiglu_norm_eager, partial(fused.swiglu_norm, eps=EPS), gated, []),
         "add_norm": Operation(add_norm_eager, partial(fused.add_norm, eps=EPS), narrow, []),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`clipkit.engine.norms` compiled.
 
-Both passes together, one thread, EVA02-B's widths: the gated norm is 3.4 (fp32) and 2.2 (bf16) times as fast as plain
-torch and 1.3 and 2.3 times as fast as what Inductor makes of it. The residual sums gain nothing in fp32, where memory
-alone counts and torch's LayerNorm is as good (0.99 and 1.03 times plain torch); in bf16 they are 1.4 (pre-norm) and 2.8
-(post-norm) times as fast as plain torch, 1.2 and 1.4 times as Inductor's (python -m bench.encoder_ops, on a machine
-with other work).
+Both passes together, one thread, EVA02-B's widths: the gated norm is 3.2 (fp32) and 2.8 (bf16) times as fast as plain
+torch and 1.3 and 2.0 times as fast as what Inductor makes of it. The residual sums gain nothing in fp32, where memory
+alone counts and torch's LayerNorm is as good (0.9 and 1.0 times plain torch; the operator on plain torch 1.0 and 0.6);
+in bf16 they are 1.4 (pre-norm) and 1.5 (post-norm) times as fast as plain torch, 1.2 times as Inductor's
+(python -m bench.encoder_ops).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """`clipkit.engine.rotation` compiled.
 
 Each number is read once and written once, where torch makes and reads a tensor for every step of the formula. For
-EVA02-B's queries and keys, both passes together, one thread: 8.1 (fp32) and 6.6 (bf16) times as fast as plain torch,
-3.4 and 8.1 times as fast as what Inductor makes of it (python -m bench.encoder_ops, on a machine with other work).
+EVA02-B's queries and keys, both passes together, one thread: 5.6 (fp32) and 9.0 (bf16) times as fast as plain torch,
+2.4 and 12 times as fast as what Inductor makes of it (python -m bench.encoder_ops).
 """
 
 from __future__ import annotations
