@@ -24,6 +24,7 @@ _TRAINER_PACKAGES = ("PIL", "yaml", "safetensors", "tokenizers", "ftfy", "regex"
 """What the [train] extra installs: one line tells who lacks it."""
 
 _USAGE_EXIT_CODE = 2
+_BROKEN_PIPE_EXIT_CODE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
@@ -46,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
     options = build_parser(verb).parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return _BROKEN_PIPE_EXIT_CODE
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _TRAINER_PACKAGES:
             raise
@@ -57,6 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise  # a subclass (UnicodeDecodeError, ...) is a defect of ours: keep its traceback
         print(f"clipkit {verb}: {error}", file=sys.stderr)
         return _USAGE_EXIT_CODE
+
+
+def _reader_left() -> bool:
+    """Whether the pipe that broke is standard output, as with `| head`: another line tells, a flush alone does not,
+    since what could not be written is gone. Output then goes nowhere, or Python would fail on it again at its end.
+    """
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -73,6 +73,7 @@ def _hardware() -> Iterator[str]:
     name, flags = processor()
     known = [flag for flag in _CPU_FLAGS if flag in flags]
     yield f"cpu: {name}, {os.cpu_count()} threads, {' '.join(known) or 'no vector extension known to clipkit'}"
+    yield f"torch's 16-bit products on the cpu: {', '.join(_products_of_16_bit())}"
     yield f"torch threads: {torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"
     if not torch.cuda.is_available():
         yield "gpu: none that torch can use"
@@ -80,6 +81,14 @@ def _hardware() -> Iterator[str]:
         card = torch.cuda.get_device_properties(index)
         gigabytes = card.total_memory / 2**30
         yield f"gpu {index}: {card.name}, sm_{card.major}{card.minor}, {gigabytes:.0f} GiB"
+
+
+def _products_of_16_bit() -> Iterator[str]:
+    """What encoders under autocast come down to."""
+    from clipkit.train.precision import LOW, emulated_on_cpu
+
+    for name, dtype in LOW.items():
+        yield f"{name} {'emulated (train in fp32 here)' if emulated_on_cpu(dtype) else 'native'}"
 
 
 def _compiled_part() -> str:

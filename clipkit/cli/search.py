@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
     ]
     features = embed_texts(model, tokenizer, args.queries)
     found = [(query, search(indexes, feature, args.top)) for query, feature in zip(args.queries, features, strict=True)]
+    total = sum(len(index) for index in indexes)
+    source = f"{total:,} pictures, model {args.run_dir.resolve().name} at step {step:,}"
+    path = write_results(folder / f"{slug(' '.join(args.queries))}.html", found, source=source)
     for query, hits in found:
         print(f"{query!r}")
         for place, hit in enumerate(hits, 1):
             print(f"{place:4}  {hit.score:6.3f}  {hit.caption}  [{hit.key}]")
-    total = sum(len(index) for index in indexes)
-    source = f"{total:,} pictures, model {args.run_dir.resolve().name} at step {step:,}"
-    path = write_results(folder / f"{slug(' '.join(args.queries))}.html", found, source=source)
     print(f"page: {path}")
     return 0
 

@@ -22,7 +22,7 @@ from clipkit.train.initialise import check_init, initialise
 from clipkit.train.metrics import check_trackers
 from clipkit.train.optimizers import build_optimizer
 from clipkit.train.parallelize import wrap
-from clipkit.train.precision import Precision
+from clipkit.train.precision import Precision, emulated_on_cpu
 from clipkit.train.runtime import Runtime
 from clipkit.train.session import Session
 from clipkit.train.step import TrainStep
@@ -101,6 +101,8 @@ def build_step(config: Config, runtime: Runtime, recipe: BaseRecipe, module: nn.
     train = config.train
     sharded = train.parallel in ("fsdp2", "hsdp") and runtime.is_distributed
     precision = Precision(train.precision, runtime.device.type, autocast=not sharded)
+    if runtime.is_main and runtime.device.type == "cpu":
+        _warn_of_emulation(precision)
     module.to(device=runtime.device, dtype=precision.weight_dtype)
     model: Any = recipe.model(module)
     if config.model.grad_checkpointing:
@@ -181,4 +183,13 @@ def _check_sizes(config: Config, samples: int, runtime: Runtime) -> None:
             f"{train.global_batch} over {runtime.world_size})",
             want="at least one row in each",
             fix="lower train.accumulation, raise train.global_batch or start fewer processes",
+        )
+
+
+def _warn_of_emulation(precision: Precision) -> None:
+    if precision.low_dtype and emulated_on_cpu(precision.low_dtype):
+        log.warning(
+            "train.precision: torch has no instructions for %s products on this processor, and a step takes many times "
+            "what it takes in fp32; set train.precision=fp32",
+            precision.low_dtype,
         )

@@ -7,7 +7,16 @@ import contextlib
 
 import torch
 
-_LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def emulated_on_cpu(low_dtype: torch.dtype) -> bool:
+    """Whether this processor lacks instructions for 16-bit products, or torch those of this processor: its products are
+    then plain loops, some of them on one thread.
+    """
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    ask = getattr(torch.ops.mkldnn, supported[low_dtype], None) if torch.backends.mkldnn.is_available() else None
+    return ask is not None and not ask()
 
 
 class Precision:
@@ -15,7 +24,7 @@ class Precision:
 
     def __init__(self, name: str, device_type: str, *, autocast: bool = True) -> None:
         """`autocast=False`: somebody else casts (FSDP2's own mixed precision)."""
-        self.low_dtype = _LOW.get(name)
+        self.low_dtype = LOW.get(name)
         self.weight_dtype = torch.float64 if name == "fp64" else torch.float32
         self._device_type, self._autocast = device_type, autocast and self.low_dtype is not None
         self.scaler = torch.amp.GradScaler(device_type, enabled=name == "fp16")

@@ -68,3 +68,29 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(doctor, "run", broken)
     with pytest.raises(UnicodeDecodeError):
         cli.main(["doctor"])
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    code = (
+        "import sys\nfrom clipkit import cli\nfrom clipkit.cli import doctor\n"
+        "def many_lines(options):\n    for line in range(100_000):\n        print(line)\n    return 0\n"
+        "doctor.run = many_lines\nsys.exit(cli.main(['doctor']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_another_pipe_that_breaks_is_no_reader_that_left(monkeypatch):
+    from clipkit.cli import doctor
+
+    def of_a_worker(options):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(doctor, "run", of_a_worker)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main(["doctor"])

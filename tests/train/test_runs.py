@@ -207,6 +207,13 @@ def test_resume_says_what_else_changed(data, finished, tmp_path, caplog):
     assert "train.steps: 8 -> 9" in caplog.text
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+def test_16_bit_that_this_processor_emulates_is_warned_of(data, tmp_path, caplog, monkeypatch, emulated):
+    monkeypatch.setattr("clipkit.train.build.emulated_on_cpu", lambda dtype: emulated)
+    run(data, tmp_path / "run", train__precision="bf16", train__steps=1)
+    assert ("set train.precision=fp32" in caplog.text) is emulated
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bit_precision_trains(data, tmp_path, precision):
     run(data, tmp_path / "run", train__precision=precision, train__steps=30, optim__lr=1e-2)

@@ -3,8 +3,9 @@
 
 torch's CPU kernel has a backward for them that multiplies small 16-bit tiles without the instructions for it. The same
 backward in float32, on the saved tensors widened, is faster the shorter the sequences are, and rounds less
-(tests/encoders/test_sdpa.py). One core with AVX512-BF16, forward plus backward in bf16: 4.7 times as fast for captions
-of 14 tokens, 2.5 for pictures of 50, as fast for those of 197 (python -m bench.encoder_ops). Saved is what torch saves.
+(tests/encoders/test_sdpa.py). One core with AVX512-BF16, forward plus backward in bf16: 5.0 times as fast for captions
+of 14 tokens, 2.4 for pictures of 50, 1.2 for those of 197 (python -m bench.encoder_ops,
+bench/results/cpu-2core/encoder-ops-2026-12-01.json). Saved is what torch saves.
 """
 
 from __future__ import annotations

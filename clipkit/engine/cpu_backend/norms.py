@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`clipkit.engine.norms` compiled.
 
-Both passes together, one thread, EVA02-B's widths: the gated norm is 3.2 (fp32) and 2.8 (bf16) times as fast as plain
-torch and 1.3 and 2.0 times as fast as what Inductor makes of it. The residual sums gain nothing in fp32, where memory
-alone counts and torch's LayerNorm is as good (0.9 and 1.0 times plain torch; the operator on plain torch 1.0 and 0.6);
-in bf16 they are 1.4 (pre-norm) and 1.5 (post-norm) times as fast as plain torch, 1.2 times as Inductor's
-(python -m bench.encoder_ops).
+Both passes together, one thread with AVX-512, EVA02-B's widths: the gated norm is 2.6 (fp32) and 1.9 (bf16) times as
+fast as eager torch and 1.2 and 2.1 times as fast as what Inductor makes of it. The residual sums are 1.4 (pre-norm) and
+1.5 (post-norm) times as fast as eager torch in bf16, 1.2 times as Inductor's. In fp32 memory alone counts and torch's
+LayerNorm is as good: 0.9 and 1.2 times eager torch (python -m bench.encoder_ops,
+bench/results/cpu-2core/encoder-ops-2026-12-01.json).
 """
 
 from __future__ import annotations

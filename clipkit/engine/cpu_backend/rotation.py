@@ -2,8 +2,9 @@
 """`clipkit.engine.rotation` compiled.
 
 Each number is read once and written once, where torch makes and reads a tensor for every step of the formula. For
-EVA02-B's queries and keys, both passes together, one thread: 5.6 (fp32) and 9.0 (bf16) times as fast as plain torch,
-2.4 and 12 times as fast as what Inductor makes of it (python -m bench.encoder_ops).
+EVA02-B's queries and keys, both passes together, one thread with AVX-512: 6.4 (fp32) and 9.3 (bf16) times as fast as
+eager torch, 4.2 and 12 times as fast as what Inductor makes of it (python -m bench.encoder_ops,
+bench/results/cpu-2core/encoder-ops-2026-12-01.json).
 """
 
 from __future__ import annotations
