@@ -48,7 +48,7 @@ def document(results: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
         stamp, rows = result["environment"], result["rows"]
         parts.append(
             f"\n## {result['model']} on {stamp['device']}\n\n`{result['command']}`,\n[{name}](../{name}): "
-            f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['torch']}, "
+            f"{stamp['cpu']} ({stamp['cpu_capability']}), {stamp['threads']} threads, torch {stamp['torch']}, "
             f"open_clip {result['open_clip'] or 'not installed'}, commit {commit_name(stamp['commit'])}.\n"
         )
         parts += [f"\n{sentence}\n" for sentence in target_sentences(result)]
