@@ -88,7 +88,7 @@ def _products_of_16_bit() -> Iterator[str]:
     from clipkit.train.precision import LOW, emulated_on_cpu
 
     for name, dtype in LOW.items():
-        yield f"{name} {'emulated (train in fp32 here)' if emulated_on_cpu(dtype) else 'native'}"
+        yield f"{name} {'plain loops (train in fp32 here)' if emulated_on_cpu(dtype) else 'vectorised'}"
 
 
 def _compiled_part() -> str:

@@ -11,8 +11,10 @@ import signal
 import pytest
 import torch
 
+from clipkit.machine import processor
 from clipkit.train import Ending, NonFiniteLossError, load_run, parse_config, train
 from clipkit.train.loop import run_loop
+from clipkit.train.precision import emulated_on_cpu
 from clipkit.train.session import Session
 from tests.train import tiny
 
@@ -205,6 +207,14 @@ def test_resume_refuses_another_data_set(finished, tmp_path):
 def test_resume_says_what_else_changed(data, finished, tmp_path, caplog):
     run(data, tmp_path / "run", resume=str(finished), train__steps=9)
     assert "train.steps: 8 -> 9" in caplog.text
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_bf16_is_emulated_where_the_processor_has_no_avx512():
+    name, flags = processor()
+    if "avx2" not in flags:
+        pytest.skip(f"{name} is no x86 with known flags")
+    assert emulated_on_cpu(torch.bfloat16) is not bool({"avx512bw", "avx_ne_convert"} & flags)
 
 
 @pytest.mark.parametrize("emulated", [False, True])
