@@ -189,7 +189,7 @@ def _check_sizes(config: Config, samples: int, runtime: Runtime) -> None:
 def _warn_of_emulation(precision: Precision) -> None:
     if precision.low_dtype and emulated_on_cpu(precision.low_dtype):
         log.warning(
-            "train.precision: on this processor torch multiplies %s in plain loops, slower than it multiplies fp32; set "
-            "train.precision=fp32",
+            "train.precision: on this processor torch multiplies %s in plain loops, slower than it multiplies fp32; "
+            "set train.precision=fp32",
             precision.low_dtype,
         )

@@ -11,8 +11,8 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def emulated_on_cpu(low_dtype: torch.dtype) -> bool:
-    """Whether oneDNN refuses 16-bit products on this processor (x86 without AVX-512, say): torch's are then plain loops,
-    those of a backward on one thread. False where torch has no oneDNN to ask.
+    """Whether oneDNN refuses 16-bit products on this processor (x86 without AVX-512, say): torch's are then plain
+    loops, those of a backward on one thread. False where torch has no oneDNN to ask.
     """
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     ask = getattr(torch.ops.mkldnn, supported[low_dtype], None) if torch.backends.mkldnn.is_available() else None

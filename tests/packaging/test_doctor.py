@@ -50,7 +50,10 @@ def test_doctor_reports_a_forced_attention_that_cannot_serve(capsys, monkeypatch
 
 
 def test_doctor_says_what_16_bit_products_are_here(capsys, monkeypatch):
-    for emulated, words in ((False, "bf16 vectorised, fp16 vect"), (True, "bf16 plain loops (train in fp32 here), fp16 pl")):
+    for emulated, words in (
+        (False, "bf16 vectorised, fp16 v"),
+        (True, "bf16 plain loops (train in fp32 here), fp16 p"),
+    ):
         monkeypatch.setattr("clipkit.train.precision.emulated_on_cpu", lambda dtype, emulated=emulated: emulated)
         assert main(["doctor"]) == 0
         assert f"16-bit products on the cpu: {words}" in capsys.readouterr().out
